@@ -1,0 +1,75 @@
+package fdpass
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Send passes m and fds to the server at path and waits for its answer, at most
+// until ctx ends. The caller keeps its descriptors: the server gets duplicates. A
+// *RefusedError is the server's own answer; after any other error it is not known
+// whether the server took the descriptors.
+func Send(ctx context.Context, path string, m Message, fds []int) error {
+	if err := send(ctx, path, m, fds); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("fdpass: send to %s: %w", path, err)
+	}
+	return nil
+}
+
+func send(ctx context.Context, path string, m Message, fds []int) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(text) > MaxMessageBytes {
+		return fmt.Errorf("message of %d bytes, at most %d", len(text), MaxMessageBytes)
+	}
+	if len(fds) > MaxFDs {
+		return fmt.Errorf("%d descriptors, at most %d", len(fds), MaxFDs)
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unixpacket", path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	conn := c.(*net.UnixConn)
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if _, _, err := conn.WriteMsgUnix(text, rights, nil); err != nil {
+		return err
+	}
+	return readReply(conn)
+}
+
+func readReply(conn *net.UnixConn) error {
+	buf := make([]byte, MaxMessageBytes)
+	n, err := conn.Read(buf)
+	if err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	var r reply
+	if err := json.Unmarshal(buf[:n], &r); err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	if r.Error != "" {
+		return &RefusedError{Text: r.Error}
+	}
+	return nil
+}
+
+var errClosed = errors.New("fdpass: server closed")
