@@ -1,0 +1,29 @@
+package control
+
+// Annotations vswitch writes. The facts of a vswitch node are annotations of its
+// Node, so that one schema describes every node, whoever runs it.
+const (
+	AnnotationInstance = "vswitch.dev/instance"  // state directory that holds the node's claim
+	AnnotationUnderlay = "vswitch.dev/underlay"  // addresses, comma separated, preferred first
+	AnnotationUDPPorts = "vswitch.dev/udp-ports" // ports, comma separated
+	AnnotationVNI      = "vswitch.dev/vni"
+	AnnotationVTEPMAC  = "vswitch.dev/vtep-mac"
+
+	AnnotationContainerID = "vswitch.dev/container-id"
+	AnnotationInterface   = "vswitch.dev/interface"
+	AnnotationMAC         = "vswitch.dev/mac"
+)
+
+// LabelPortPrefix declares a pod's named port where nothing else does: the label
+// port.vswitch.dev/http=8080 (or 53-udp, 9-sctp) is the container port "http".
+const LabelPortPrefix = "port.vswitch.dev/"
+
+// Annotations flannel writes (flannel pkg/subnet/kube/annotations.go, with the
+// default prefix).
+const (
+	flannelBackendType = "flannel.alpha.coreos.com/backend-type"
+	flannelData        = "flannel.alpha.coreos.com/backend-data"
+	flannelDataV6      = "flannel.alpha.coreos.com/backend-v6-data"
+	flannelPublicIP    = "flannel.alpha.coreos.com/public-ip"
+	flannelPublicIPv6  = "flannel.alpha.coreos.com/public-ipv6"
+)

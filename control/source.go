@@ -1,0 +1,111 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"vswitch/vswitch/frame"
+)
+
+// Sink takes what a source sees. The Controller is one. Calls come from one
+// goroutine of the source and return quickly.
+type Sink interface {
+	// Reset replaces everything: a full list, first or after deltas were missed.
+	Reset(all []Object)
+	// Update applies deltas that follow the last Reset without a gap.
+	Update(puts []Object, deletes []Key)
+	// Reachable tells when the source is lost and when it is back. While it is
+	// lost nothing that it said is doubted.
+	Reachable(bool)
+}
+
+// Store is where a cluster's objects live and nodes meet.
+type Store interface {
+	// Apply creates or replaces objects that passed Validate, allocates what
+	// they leave open (ClusterIPs, NodePorts), and returns them as stored. All
+	// of them or, up to the first error, some.
+	Apply(ctx context.Context, objs []Object) ([]Object, error)
+	// Delete removes one object; ErrNotFound if there is none. Deleting a node
+	// frees its pod CIDRs and removes its pods; a live vswitch node is refused.
+	Delete(ctx context.Context, kind Kind, namespace, name string) error
+	// List reads every object of a kind from the store, not from a copy.
+	List(ctx context.Context, kind Kind) ([]Object, error)
+
+	// ClaimNode makes or confirms this node's claim to its name and pod CIDRs,
+	// retrying until ctx ends while the store is away. A *ConflictError is final.
+	ClaimNode(ctx context.Context, want Claim) (Claim, error)
+	// LoadPods gives the interfaces that exist on this node, once, at start;
+	// only then are records of this node's that are not among them removed.
+	LoadPods(pods []*corev1.Pod)
+	// PublishPod and UnpublishPod never wait for the store: the change is kept
+	// and written when it can be.
+	PublishPod(pod *corev1.Pod)
+	UnpublishPod(key Key)
+	// Run watches the store into sink, keeps the node's lease alive and its
+	// records written, until ctx ends. It returns a *ConflictError if the node's
+	// claim was given to another, otherwise ctx's error.
+	Run(ctx context.Context, sink Sink) error
+}
+
+// Claim is a node's hold on its name and on pod CIDRs. It outlives the node's
+// lease (design decision 11). The daemon keeps the one it got on disk.
+type Claim struct {
+	Node     string         `json:"node"`
+	Instance string         `json:"instance"` // unique to this state directory: tells two machines of one name apart
+	PodCIDRs []netip.Prefix `json:"podCIDRs"` // wanted again, or empty: any; then those that were got
+
+	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"` // one for each family at most; the same on every node
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+	BitsIPv4     int            `json:"bitsIPv4"` // prefix length of a node's CIDR; 0: 24
+	BitsIPv6     int            `json:"bitsIPv6"` // 0: 64
+
+	Facts NodeFacts `json:"facts"`
+}
+
+// NodeFacts is what a vswitch node publishes of itself so that others reach it.
+type NodeFacts struct {
+	Underlays []netip.Addr `json:"underlays"`
+	UDPPorts  []uint16     `json:"udpPorts"`
+	VNI       uint32       `json:"vni"`
+	VTEPMAC   frame.MAC    `json:"vtepMAC"`
+}
+
+// Errors of a Store, for errors.Is.
+var (
+	ErrNotFound    = errors.New("not found")
+	ErrUnavailable = errors.New("the store does not answer")
+)
+
+// ConflictError says that something wanted is held by another. It will not go
+// away by itself.
+type ConflictError struct {
+	What   string // such as `clusterIP 10.96.0.10`
+	Holder string // such as `Service kube-system/dns`
+	Advice string // what would be right; may be empty
+}
+
+func (e *ConflictError) Error() string {
+	s := e.What + " is held by " + e.Holder
+	if e.Advice != "" {
+		s += ": " + e.Advice
+	}
+	return s
+}
+
+// InvalidError says what is wrong with an object and what would be right.
+type InvalidError struct {
+	Object Key
+	Field  string // path such as spec.ports[0].port; empty: the whole
+	Reason string
+}
+
+func (e *InvalidError) Error() string {
+	s := e.Object.String() + ": "
+	if e.Field != "" {
+		s += e.Field + ": "
+	}
+	return s + e.Reason
+}
