@@ -1,0 +1,212 @@
+// Package config holds what `vswitch run` can be told: one typed Config, read
+// from flags, the environment and a YAML file, and one validate.
+//
+// It opens nothing but that file. Strings become addresses, prefixes and sizes
+// here, so that no other package parses them again.
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"runtime"
+	"strings"
+
+	apiv1 "vswitch/control/api/v1"
+)
+
+// Config is a node's configuration, complete and checked once Load returned it.
+type Config struct {
+	Node     string       // unique in the cluster; a DNS-1123 subdomain
+	Underlay []netip.Addr // where other nodes reach this one: one address a family at most
+	UDPPort  uint16       // of the tunnel; further sockets take the ports behind it
+
+	Store Store
+
+	ClusterCIDR  []netip.Prefix // pods of all nodes: one prefix a family at most
+	ServiceCIDR  []netip.Prefix // ClusterIPs: likewise
+	NodeBitsV4   int            // prefix length of a node's share of ClusterCIDR
+	NodeBitsV6   int
+	MTUBytes     int  // of pods; zero: what the underlay leaves
+	HostPorts    bool // open NodePorts on the host
+	Workers      int  // forwarding threads, and so queues of a pod
+	Offload      bool // segmentation offload towards the underlay
+	SocketPath   string
+	StateDir     string
+	ConfigFile   string
+	UnderlayNote string // how Underlay was found when it was not given; for the log
+}
+
+// Store says where the cluster's state is kept.
+type Store struct {
+	URLs         []string // of an external etcd; none: embedded
+	ListenClient string   // the embedded store's client URL for further nodes; empty: none
+	CA           string   // PEM files
+	Cert, Key    string
+	Insecure     bool // the embedded store may listen off loopback without TLS
+}
+
+// Embedded reports whether this node runs the store itself.
+func (s *Store) Embedded() bool { return len(s.URLs) == 0 }
+
+// Numbers we chose.
+const (
+	defaultUDPPort    = 8472 // flannel's and Linux's VXLAN port, not IANA's 4789
+	defaultNodeBitsV4 = 24
+	defaultNodeBitsV6 = 64
+	// maxDefaultWorkers keeps a large machine from giving every pod more queues
+	// than its traffic fills; --workers says otherwise.
+	maxDefaultWorkers = 4
+	maxWorkers        = 64
+	// Pods need IPv6's minimum (RFC 8200 section 5).
+	minMTUBytes, maxMTUBytes = 1280, 65535
+)
+
+func defaults() Config {
+	return Config{
+		UDPPort:     defaultUDPPort,
+		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
+		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
+		NodeBitsV4:  defaultNodeBitsV4,
+		NodeBitsV6:  defaultNodeBitsV6,
+		HostPorts:   true,
+		Workers:     min(runtime.NumCPU(), maxDefaultWorkers),
+		Offload:     true,
+	}
+}
+
+// PodBits is the prefix length of a node's share of p, a cluster prefix.
+func (c *Config) PodBits(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return c.NodeBitsV4
+	}
+	return c.NodeBitsV6
+}
+
+// validate checks what single values can't: how they go together. Every error
+// names the flag, its value and what would be right.
+func (c *Config) validate() error {
+	for _, check := range []func() error{c.validatePrefixes, c.validateUnderlay, c.validateStore, c.validatePaths} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) validatePrefixes() error {
+	for _, cluster := range c.ClusterCIDR {
+		flag, largest := "node-cidr-size-v4", 30
+		if cluster.Addr().Is6() {
+			flag, largest = "node-cidr-size-v6", 126
+		}
+		// A share needs a network address, the router address and a pod.
+		if n := c.PodBits(cluster); n < cluster.Bits() || n > largest {
+			return fmt.Errorf("--%s %d: want %d to %d, a share of --cluster-cidr %v", flag, n, cluster.Bits(), largest, cluster)
+		}
+		for _, service := range c.ServiceCIDR {
+			if cluster.Overlaps(service) {
+				return fmt.Errorf("--service-cidr %v: overlaps --cluster-cidr %v; want a prefix of its own", service, cluster)
+			}
+		}
+	}
+	for _, service := range c.ServiceCIDR {
+		if !hasFamily(c.ClusterCIDR, service) {
+			return fmt.Errorf("--service-cidr %v: pods have no address of this family; want --cluster-cidr to have one, or leave it out", service)
+		}
+	}
+	return nil
+}
+
+func hasFamily(ps []netip.Prefix, like netip.Prefix) bool {
+	for _, p := range ps {
+		if p.Addr().Is4() == like.Addr().Is4() {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Config) validateUnderlay() error {
+	for _, a := range c.Underlay {
+		for _, p := range c.ClusterCIDR {
+			if p.Contains(a) {
+				return fmt.Errorf("--underlay %v: lies in --cluster-cidr %v, which is for pods; want an address of the host, or another --cluster-cidr", a, p)
+			}
+		}
+		for _, p := range c.ServiceCIDR {
+			if p.Contains(a) {
+				return fmt.Errorf("--underlay %v: lies in --service-cidr %v; want an address of the host, or another --service-cidr", a, p)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateStore() error {
+	s := &c.Store
+	if (s.Cert == "") != (s.Key == "") {
+		given, missing := "store-cert "+s.Cert, "store-key"
+		if s.Cert == "" {
+			given, missing = "store-key "+s.Key, "store-cert"
+		}
+		return fmt.Errorf("--%s: a certificate and its key go together; want --%s FILE too", given, missing)
+	}
+	if !s.Embedded() {
+		if s.ListenClient != "" {
+			return fmt.Errorf("--listen-client %s: this is for the embedded store; want --store embedded, or no --listen-client", s.ListenClient)
+		}
+		return nil
+	}
+	if s.ListenClient == "" {
+		return nil
+	}
+	u, err := url.Parse(s.ListenClient)
+	if err != nil {
+		return fmt.Errorf("--listen-client %s: %w", s.ListenClient, err)
+	}
+	switch tls := s.Cert != ""; {
+	case u.Scheme == "https" && !tls:
+		return fmt.Errorf("--listen-client %s: TLS needs a certificate; want --store-cert FILE and --store-key FILE", s.ListenClient)
+	case u.Scheme == "http" && tls:
+		return fmt.Errorf("--listen-client %s: a certificate is given; want https://%s", s.ListenClient, u.Host)
+	case u.Scheme == "http" && !s.Insecure && !isLoopback(u.Hostname()):
+		return fmt.Errorf("--listen-client %s: whoever reaches it owns the cluster; want https with --store-ca, --store-cert and --store-key, a loopback address, or --insecure", s.ListenClient)
+	case u.Scheme == "https" && s.CA == "" && !s.Insecure && !isLoopback(u.Hostname()):
+		return fmt.Errorf("--listen-client %s: without --store-ca any client is let in; want --store-ca FILE, which clients' certificates must be signed by, or --insecure", s.ListenClient)
+	}
+	return nil
+}
+
+func isLoopback(host string) bool {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.IsLoopback()
+	}
+	return host == "localhost"
+}
+
+func (c *Config) validatePaths() error {
+	if err := apiv1.CheckSocketPath(c.SocketPath); err != nil {
+		return fmt.Errorf("--socket %s: %w; want a shorter path", c.SocketPath, err)
+	}
+	return nil
+}
+
+// String is the store in the form of the flag.
+func (s *Store) String() string {
+	if s.Embedded() {
+		return "embedded"
+	}
+	return "etcd=" + strings.Join(s.URLs, ",")
+}
+
+// hostPortOK reports whether a URL's host part names a host and a port.
+func hostPortOK(hostport string) bool {
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil || host == "" {
+		return false
+	}
+	_, err = parsePort(port)
+	return err == nil
+}

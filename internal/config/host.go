@@ -1,0 +1,105 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	apiv1 "vswitch/control/api/v1"
+)
+
+func formatUint16(n uint16) string { return strconv.Itoa(int(n)) }
+
+// host answers for the defaults that depend on the machine.
+type host interface {
+	name() (string, error)
+	// underlay finds an address other nodes may reach, and says how it was found.
+	underlay() (netip.Addr, string)
+	socket() string
+	stateDir() (string, error)
+}
+
+// fill completes what no source gave.
+func (c *Config) fill(h host) error {
+	if c.Node == "" {
+		name, err := h.name()
+		if err == nil {
+			c.Node, err = parseNode(strings.ToLower(name))
+		}
+		if err != nil {
+			return fmt.Errorf("--node: the host name %q won't do: %w; want --node NAME", name, err)
+		}
+	}
+	if len(c.Underlay) == 0 {
+		a, note := h.underlay()
+		c.Underlay, c.UnderlayNote = []netip.Addr{a}, note
+	}
+	if c.SocketPath == "" {
+		c.SocketPath = h.socket()
+	}
+	if c.StateDir == "" {
+		dir, err := h.stateDir()
+		if err != nil {
+			return fmt.Errorf("--state-dir: %w; want --state-dir DIR", err)
+		}
+		c.StateDir = dir
+	}
+	return nil
+}
+
+type thisHost struct{}
+
+func (thisHost) name() (string, error) { return os.Hostname() }
+
+// underlay asks the kernel which source address it would use towards the
+// documentation ranges (RFC 5737, RFC 3849): that is the default route's. No
+// packet is sent by connecting a datagram socket.
+func (thisHost) underlay() (netip.Addr, string) {
+	for _, outside := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
+		conn, err := net.Dial("udp", outside)
+		if err != nil {
+			continue
+		}
+		a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+		conn.Close()
+		if a.IsGlobalUnicast() {
+			return a, "default route"
+		}
+	}
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, x := range addrs {
+			if n, ok := x.(*net.IPNet); ok {
+				if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap().IsGlobalUnicast() {
+					return a.Unmap(), "no default route; first address of this host"
+				}
+			}
+		}
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1}), "no network; other nodes can't reach this one"
+}
+
+func (thisHost) socket() string { return apiv1.DefaultSocket() }
+
+// stateDir is the system's where it can be written, and the user's otherwise:
+// root of a user namespace is uid 0 too, but /var/lib is not its own.
+func (thisHost) stateDir() (string, error) {
+	if writable("/var/lib") {
+		return "/var/lib/vswitch", nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "vswitch"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(home, ".local", "state", "vswitch"), nil
+}
+
+func writable(dir string) bool { return unix.Access(dir, unix.W_OK) == nil }

@@ -1,0 +1,229 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// value adapts a typed field to pflag.Value. A Set that fails leaves the field
+// as it was; its error says what would be right, since the caller has already
+// named the setting and the text.
+type value[T any] struct {
+	dst    *T
+	kind   string // shown in the help
+	parse  func(string) (T, error)
+	format func(T) string
+}
+
+func (v value[T]) Set(s string) error {
+	x, err := v.parse(s)
+	if err != nil {
+		return err
+	}
+	*v.dst = x
+	return nil
+}
+
+func (v value[T]) String() string {
+	if v.dst == nil || v.format == nil {
+		return ""
+	}
+	return v.format(*v.dst)
+}
+
+func (v value[T]) Type() string { return v.kind }
+
+// nodeName is what Kubernetes allows (RFC 1123 section 2.1, lower case).
+var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+func parseNode(s string) (string, error) {
+	if len(s) > 253 || !nodeName.MatchString(s) {
+		return "", errors.New("want a name of lower-case letters, digits, '-' and '.', 253 at most")
+	}
+	return s, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, errors.New("want a port, 1 to 65535")
+	}
+	return uint16(n), nil
+}
+
+// perFamily reads a list of one or two, no two of one family.
+func perFamily[T any](s, want string, parse func(string) (T, error), is4 func(T) bool) ([]T, error) {
+	parts := strings.Split(s, ",")
+	if len(parts) > 2 {
+		return nil, fmt.Errorf("%d given; want %s", len(parts), want)
+	}
+	var out []T
+	for _, p := range parts {
+		x, err := parse(strings.TrimSpace(p))
+		if err != nil {
+			return nil, fmt.Errorf("%w; want %s", err, want)
+		}
+		out = append(out, x)
+	}
+	if len(out) == 2 && is4(out[0]) == is4(out[1]) {
+		return nil, fmt.Errorf("two of one family; want %s", want)
+	}
+	return out, nil
+}
+
+func parseUnderlay(s string) ([]netip.Addr, error) {
+	const want = "one address of this host, or an IPv4 and an IPv6 one: ADDR[,ADDR]"
+	return perFamily(s, want, func(s string) (netip.Addr, error) {
+		a, err := netip.ParseAddr(s)
+		switch {
+		case err != nil:
+			return a, fmt.Errorf("%q is no address", s)
+		case a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast():
+			return a, fmt.Errorf("%v can't be reached by other nodes", a)
+		}
+		return a.Unmap(), nil
+	}, netip.Addr.Is4)
+}
+
+func parsePrefixes(s string) ([]netip.Prefix, error) {
+	const want = "one prefix, or an IPv4 and an IPv6 one: CIDR[,CIDR]"
+	return perFamily(s, want, func(s string) (netip.Prefix, error) {
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			return p, fmt.Errorf("%q is no prefix", s)
+		case p.Masked() != p:
+			return p, fmt.Errorf("%v has bits behind its length set, %v has not", p, p.Masked())
+		case p.Bits() == 0 || p.Addr().IsLoopback() || p.Addr().IsMulticast() || p.Addr().IsLinkLocalUnicast():
+			return p, fmt.Errorf("%v can't be pods' or services'", p)
+		}
+		return p, nil
+	}, func(p netip.Prefix) bool { return p.Addr().Is4() })
+}
+
+func parseStore(s string) ([]string, error) {
+	const want = "embedded, or etcd=URL[,URL...] with http or https URLs such as https://192.0.2.1:2379"
+	if s == "embedded" {
+		return nil, nil
+	}
+	list, ok := strings.CutPrefix(s, "etcd=")
+	if !ok {
+		return nil, errors.New("want " + want)
+	}
+	urls := strings.Split(list, ",")
+	for _, u := range urls {
+		if _, err := parseURL(u); err != nil {
+			return nil, fmt.Errorf("%q: want %s", u, want)
+		}
+	}
+	return urls, nil
+}
+
+// parseURL reads http[s]://HOST:PORT.
+func parseURL(s string) (string, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !hostPortOK(u.Host) ||
+		u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
+		return "", errors.New("want http://HOST:PORT or https://HOST:PORT")
+	}
+	return s, nil
+}
+
+// parseListen is parseURL for an address to bind, where a name won't do.
+func parseListen(s string) (string, error) {
+	const want = "want http://ADDR:PORT or https://ADDR:PORT, ADDR one of this host's"
+	if _, err := parseURL(s); err != nil {
+		return "", errors.New(want)
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return "", errors.New(want)
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil && u.Hostname() != "localhost" {
+		return "", errors.New(want)
+	}
+	return s, nil
+}
+
+func parseMTU(s string) (int, error) {
+	if s == "auto" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < minMTUBytes || n > maxMTUBytes {
+		return 0, fmt.Errorf("want auto, or %d to %d bytes", minMTUBytes, maxMTUBytes)
+	}
+	return n, nil
+}
+
+func formatMTU(n int) string {
+	if n == 0 {
+		return "auto"
+	}
+	return strconv.Itoa(n)
+}
+
+func parseInt(low, high int, what string) func(string) (int, error) {
+	return func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < low || n > high {
+			return 0, fmt.Errorf("want %s, %d to %d", what, low, high)
+		}
+		return n, nil
+	}
+}
+
+func parseBool(s string) (bool, error) {
+	switch s {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, errors.New("want true or false")
+}
+
+func parseOffload(s string) (bool, error) {
+	switch s {
+	case "auto":
+		return true, nil
+	case "off":
+		return false, nil
+	}
+	return false, errors.New("want auto or off")
+}
+
+func formatOffload(on bool) string {
+	if on {
+		return "auto"
+	}
+	return "off"
+}
+
+// parsePath takes any file name and makes it absolute, so that what is stored or
+// handed to a child means the same there.
+func parsePath(s string) (string, error) {
+	if s == "" {
+		return "", errors.New("want a path")
+	}
+	if strings.ContainsRune(s, 0) {
+		return "", errors.New("want a path without NUL")
+	}
+	return filepath.Abs(s)
+}
+
+func same(s string) string { return s }
+
+func join[T fmt.Stringer](xs []T) string {
+	var out []string
+	for _, x := range xs {
+		out = append(out, x.String())
+	}
+	return strings.Join(out, ",")
+}
