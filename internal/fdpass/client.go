@@ -17,7 +17,7 @@ import (
 // whether the server took the descriptors.
 func Send(ctx context.Context, path string, m Message, fds []int) error {
 	if err := send(ctx, path, m, fds); err != nil {
-		if ctx.Err() != nil {
+		if refused := (*RefusedError)(nil); ctx.Err() != nil && !errors.As(err, &refused) {
 			err = context.Cause(ctx)
 		}
 		return fmt.Errorf("fdpass: send to %s: %w", path, err)
@@ -66,10 +66,8 @@ func readReply(conn *net.UnixConn) error {
 	if err := json.Unmarshal(buf[:n], &r); err != nil {
 		return fmt.Errorf("read answer: %w", err)
 	}
-	if r.Error != "" {
+	if !r.OK {
 		return &RefusedError{Text: r.Error}
 	}
 	return nil
 }
-
-var errClosed = errors.New("fdpass: server closed")

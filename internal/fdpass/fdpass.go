@@ -32,8 +32,9 @@ type Message struct {
 	Features uint32 `json:"features"`
 }
 
-// reply is the server's answer: ok when Error is empty.
+// reply is the server's answer.
 type reply struct {
+	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`
 }
 

@@ -7,14 +7,23 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxConns bounds the exchanges in progress; further peers wait in the backlog.
-const maxConns = 64
+const (
+	// maxConns bounds the exchanges in progress; further peers wait in the backlog.
+	maxConns = 64
+	// acceptPause spaces attempts while the process has no descriptor to spare.
+	acceptPause = 100 * time.Millisecond
+	// maxErrorBytes keeps an answer below MaxMessageBytes, JSON's escapes included.
+	maxErrorBytes = MaxMessageBytes / 8
+)
+
+var errClosed = errors.New("fdpass: server closed")
 
 // Handle takes one message. It owns fds from the call on, whatever it returns. Its
 // error's text is the answer to the client. It is called concurrently; ctx ends
@@ -88,9 +97,6 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 }
 
-// acceptPause spaces attempts while the process has no descriptor to spare.
-const acceptPause = 100 * time.Millisecond
-
 func temporary(err error) bool {
 	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
 		if errors.Is(err, errno) {
@@ -144,25 +150,31 @@ func (s *Server) shut() {
 func (s *Server) exchange(conn *net.UnixConn) {
 	conn.SetReadDeadline(time.Now().Add(Timeout))
 	peer, err := CheckPeer(conn)
-	var m Message
-	var fds []int
-	if err == nil {
-		m, fds, err = receive(conn)
+	if err != nil {
+		// A socket closed with a message unread resets the connection before the
+		// peer sees the answer. Read leaves descriptors to the kernel to drop.
+		conn.Read(make([]byte, 1))
+	} else {
+		var m Message
+		var fds []int
+		if m, fds, err = receive(conn); err == nil {
+			err = s.handle(s.ctx, m, fds, peer)
+		}
 	}
-	if err == nil {
-		err = s.handle(s.ctx, m, fds, peer)
-	}
-	var r reply
 	if err != nil {
 		s.log.Warn("refused descriptors", "pid", peer.PID, "uid", peer.UID, "err", err)
-		r.Error = err.Error()
 	}
-	if err := answer(conn, r); err != nil && s.ctx.Err() == nil {
+	if err := answer(conn, err); err != nil && s.ctx.Err() == nil {
 		s.log.Warn("can't answer on the descriptor socket", "pid", peer.PID, "uid", peer.UID, "err", err)
 	}
 }
 
-func answer(conn *net.UnixConn, r reply) error {
+func answer(conn *net.UnixConn, refusal error) error {
+	r := reply{OK: refusal == nil}
+	if refusal != nil {
+		r.Error = refusal.Error()
+		r.Error = strings.ToValidUTF8(r.Error[:min(len(r.Error), maxErrorBytes)], "")
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
