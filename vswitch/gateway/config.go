@@ -1,0 +1,160 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"vswitch/vswitch/frame"
+)
+
+// Defaults, chosen by us. They bound what one pod or one flood can take from the
+// node; none is a limit of a standard.
+const (
+	defaultConnectionsPerPod  = 4096             // two goroutines and, while bytes move, 512 KiB of buffers each
+	defaultHalfOpenPerPod     = 256              // dials under way: what a scan or a SYN flood can hold
+	defaultSessionsPerPod     = 4096             // UDP and echo
+	defaultIngressConnections = 16384            // over all node ports
+	defaultHostSockets        = 1024             // shared by all UDP and echo sessions; a goroutine each
+	defaultRingPackets        = 2048             // a queue's; at 64 KiB each far more than a switch lets stand
+	defaultDialTimeout        = 10 * time.Second // Linux retries a SYN at 1, 3 and 7 s
+	defaultTCPIdle            = 24 * time.Hour   // as kube-proxy sets nf_conntrack_tcp_timeout_established
+	defaultTCPHalfClosedIdle  = time.Hour        // as kube-proxy sets nf_conntrack_tcp_timeout_close_wait
+	defaultUDPIdle            = 30 * time.Second // nf_conntrack_udp_timeout
+	defaultUDPStreamIdle      = 3 * time.Minute  // nf_conntrack_udp_timeout_stream was 180 s
+	defaultNodePortRetry      = 10 * time.Second // a node port that something else holds is tried again
+)
+
+// Config is what a gateway is built from. Zero means the default where one is named.
+type Config struct {
+	// Queues is the number of switch workers, 1 to 64.
+	Queues int
+	// MTUBytes bounds the IP packets sent to pods: 1,280 to 65,535.
+	MTUBytes int
+	// MAC is the source of every frame the gateway sends (vswitch.GatewayMAC).
+	MAC frame.MAC
+	// Addrs are the gateway as pods see it (169.254.1.1, fe80::1): they answer ping.
+	Addrs []netip.Addr
+	// Routers are the node's router addresses, one a family at most. They answer
+	// ping, and are the source of ICMP errors and of connections to pods whose
+	// client's address can't be kept. A family without one gets neither.
+	Routers []netip.Addr
+
+	// Cluster and Service are the ranges of pods and VIPs. Neither is reached
+	// through the host, and no client with such an address is from outside.
+	Cluster, Service []netip.Prefix
+	// Denied are further ranges that pods don't reach through the host, besides
+	// those that deniedAlways names.
+	Denied []netip.Prefix
+	// IsLocalPod reports whether a is a pod of this node: such an endpoint sees
+	// the client's own address. Nil: none is.
+	IsLocalPod func(a netip.Addr) bool
+	// IsNode reports whether a belongs to a node of the cluster. Nil: only this
+	// host's own addresses do.
+	IsNode func(a netip.Addr) bool
+	// Outside replaces the rule for clients whose address is kept. Nil: global
+	// unicast addresses outside Cluster, Service and nodes.
+	Outside func(a netip.Addr) bool
+	// HostLoopback are addresses, one a family at most, at which pods reach the
+	// host's own loopback, as slirp4netns and pasta offer it. Empty: they don't.
+	HostLoopback []netip.Addr
+
+	// NodePortAddrs are the host addresses on which node ports listen. Nil: every
+	// global address of the host's interfaces, looked up again every NodePortRetry.
+	NodePortAddrs []netip.Addr
+	// NodePortLoopback adds 127.0.0.1 and ::1.
+	NodePortLoopback bool
+	// NoNodePorts keeps every host port closed.
+	NoNodePorts bool
+	// NodePortRetry is how often a failed bind is tried again: default 10 s.
+	NodePortRetry time.Duration
+
+	// EndpointGone is told when a service stops sending to an endpoint, so that
+	// the owner of the flow table can delete flows. It is called from PutService
+	// and DeleteService. Nil: nobody asks.
+	EndpointGone func(Gone)
+
+	// Caps; zero means the default.
+	ConnectionsPerPod  int // TCP through the host, 4,096
+	HalfOpenPerPod     int // of those, not yet connected: 256
+	SessionsPerPod     int // UDP and echo through the host, 4,096
+	IngressConnections int // TCP and UDP through node ports, all services: 16,384
+	HostSockets        int // UDP and ping sockets opened for pods, 1,024
+	RingPackets        int // packets waiting for one switch worker, 2,048
+
+	// Time limits; zero means the default.
+	DialTimeout       time.Duration // 10 s
+	TCPIdle           time.Duration // 24 h
+	TCPHalfClosedIdle time.Duration // 1 h
+	UDPIdle           time.Duration // 30 s: seen one way only, or one exchange
+	UDPStreamIdle     time.Duration // 180 s: seen both ways repeatedly
+
+	// Log gets state changes, never packets. Nil: slog.Default().
+	Log *slog.Logger
+}
+
+// orDefault gives a zero value its default.
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// complete fills in defaults and refuses what can't work.
+func (c *Config) complete() error {
+	orDefault(&c.ConnectionsPerPod, defaultConnectionsPerPod)
+	orDefault(&c.HalfOpenPerPod, defaultHalfOpenPerPod)
+	orDefault(&c.SessionsPerPod, defaultSessionsPerPod)
+	orDefault(&c.IngressConnections, defaultIngressConnections)
+	orDefault(&c.HostSockets, defaultHostSockets)
+	orDefault(&c.RingPackets, defaultRingPackets)
+	orDefault(&c.DialTimeout, defaultDialTimeout)
+	orDefault(&c.TCPIdle, defaultTCPIdle)
+	orDefault(&c.TCPHalfClosedIdle, defaultTCPHalfClosedIdle)
+	orDefault(&c.UDPIdle, defaultUDPIdle)
+	orDefault(&c.UDPStreamIdle, defaultUDPStreamIdle)
+	orDefault(&c.NodePortRetry, defaultNodePortRetry)
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.IsLocalPod == nil {
+		c.IsLocalPod = func(netip.Addr) bool { return false }
+	}
+	switch {
+	case c.Queues < 1 || c.Queues > 64:
+		return fmt.Errorf("Queues %d, want 1 to 64", c.Queues)
+	case c.MTUBytes < 1280 || c.MTUBytes > 65535:
+		return fmt.Errorf("MTUBytes %d, want 1280 to 65535", c.MTUBytes)
+	case c.MAC.IsZero() || c.MAC.IsMulticast():
+		return fmt.Errorf("MAC %v, want a unicast address", c.MAC)
+	case c.ConnectionsPerPod < 0 || c.HalfOpenPerPod < 0 || c.SessionsPerPod < 0 ||
+		c.IngressConnections < 0 || c.HostSockets < 0 || c.RingPackets < 0:
+		return errors.New("a cap is negative")
+	case c.DialTimeout < 0 || c.TCPIdle < 0 || c.TCPHalfClosedIdle < 0 || c.UDPIdle < 0 ||
+		c.UDPStreamIdle < 0 || c.NodePortRetry < 0:
+		return errors.New("a time limit is negative")
+	}
+	if _, _, err := onePerFamily("Routers", c.Routers); err != nil {
+		return err
+	}
+	_, _, err := onePerFamily("HostLoopback", c.HostLoopback)
+	return err
+}
+
+// onePerFamily splits a list with at most one address of each family.
+func onePerFamily(name string, as []netip.Addr) (v4, v6 netip.Addr, err error) {
+	for _, a := range as {
+		family := &v4
+		if a.Is6() {
+			family = &v6
+		}
+		if !a.IsValid() || a.Is4In6() || family.IsValid() {
+			return v4, v6, fmt.Errorf("%s %v, want at most one address of each family", name, as)
+		}
+		*family = a
+	}
+	return v4, v6, nil
+}

@@ -1,0 +1,209 @@
+// Package link joins a gVisor netstack to a switch: packets the netstack sends
+// wait in a bounded ring per switch worker, and frames a worker delivers enter
+// the netstack as packets.
+//
+// Segmentation is passed on, never done: a TCP super-frame of up to 64 KiB goes
+// through whole in both directions, its metadata in the frame's virtio-net
+// header. Checksums are judged here, because the netstack is told not to. The
+// package opens no socket and knows no service; package gateway sees every frame
+// before the netstack does (Handler).
+package link
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"vswitch/internal/wire"
+	"vswitch/vswitch/frame"
+)
+
+// gsoMaxBytes is the longest IP packet (RFC 791 section 3.1: a 16-bit length).
+// The netstack subtracts its headers from it.
+const gsoMaxBytes = 65535
+
+// Handler decides about frames before the netstack gets them.
+type Handler interface {
+	// Inbound is called by worker threads, concurrently. It returns true when it
+	// has dealt with the frame, setting f.Drop if it could not; on false the frame
+	// goes to the netstack. f and h are borrowed for the call.
+	Inbound(f *frame.Frame, h *wire.Headers) bool
+}
+
+// Config is what a Link is built from.
+type Config struct {
+	Queues      int // one a switch worker
+	RingPackets int // that wait for one worker; more are dropped
+	MTUBytes    int
+	MAC         frame.MAC // source of every frame
+	Handler     Handler
+}
+
+// Link is the netstack's only link, seen by it as two interfaces: packets that
+// arrive whole come by one that claims receive checksum offload, and were
+// verified here; fragments come by one that does not, since nothing can be
+// verified before they are joined.
+type Link struct {
+	mac       frame.MAC
+	handler   Handler
+	queues    []Queue
+	whole     endpoint
+	fragments endpoint
+}
+
+// New makes a link that is not attached to a stack yet.
+func New(c Config) (*Link, error) {
+	l := &Link{mac: c.MAC, handler: c.Handler, queues: make([]Queue, c.Queues)}
+	l.whole = endpoint{link: l, caps: stack.CapabilityRXChecksumOffload}
+	l.fragments = endpoint{link: l}
+	for _, ep := range []*endpoint{&l.whole, &l.fragments} {
+		ep.mtu.Store(uint32(c.MTUBytes))
+	}
+	for i := range l.queues {
+		q := &l.queues[i]
+		q.link = l
+		if err := q.ring.open(c.RingPackets); err != nil {
+			for j := range i {
+				l.queues[j].Close()
+			}
+			return nil, fmt.Errorf("link: queue %d: %w", i, err)
+		}
+	}
+	return l, nil
+}
+
+// Queue is worker i's side.
+func (l *Link) Queue(i int) *Queue { return &l.queues[i] }
+
+// Whole and Fragments are the two interfaces for the stack to create.
+func (l *Link) Whole() stack.LinkEndpoint { return &l.whole }
+
+// Fragments is the interface that claims no offload.
+func (l *Link) Fragments() stack.LinkEndpoint { return &l.fragments }
+
+// Dropped counts packets lost because a ring was full or closed.
+func (l *Link) Dropped() uint64 {
+	var n uint64
+	for i := range l.queues {
+		n += l.queues[i].ring.dropped.Load()
+	}
+	return n
+}
+
+// WriteIP queues an IP packet with complete checksums; it is copied.
+func (l *Link) WriteIP(ip []byte) bool {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(ip)})
+	defer pkt.DecRef()
+	pkt.NetworkProtocolNumber = header.IPv4ProtocolNumber
+	if ip[0]>>4 == 6 {
+		pkt.NetworkProtocolNumber = header.IPv6ProtocolNumber
+	}
+	return l.write(pkt)
+}
+
+// write puts a packet into the ring of its flow's queue, taking a reference.
+func (l *Link) write(pkt *stack.PacketBuffer) bool {
+	i := uint32(0)
+	if len(l.queues) > 1 {
+		i = flowHash(pkt) % uint32(len(l.queues))
+	}
+	return l.queues[i].ring.push(pkt)
+}
+
+// flowHash is the hash the netstack gave the flow, or one over the addresses:
+// equal for all packets of a flow, which is what keeps them in order.
+func flowHash(pkt *stack.PacketBuffer) uint32 {
+	if pkt.Hash != 0 {
+		return pkt.Hash
+	}
+	var addrs []byte
+	switch ip := pkt.NetworkHeader().Slice(); {
+	case len(ip) >= wire.IPv6Bytes && pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber:
+		addrs = ip[8:40]
+	case len(ip) >= wire.IPv4Bytes:
+		addrs = ip[12:20]
+	}
+	var h uint32
+	for ; len(addrs) >= 4; addrs = addrs[4:] {
+		h = h*31 + binary.LittleEndian.Uint32(addrs)
+	}
+	return h ^ h>>16
+}
+
+// endpoint is one interface as the netstack sees it.
+type endpoint struct {
+	link       *Link
+	caps       stack.LinkEndpointCapabilities
+	mtu        atomic.Uint32
+	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+}
+
+var (
+	_ stack.LinkEndpoint = (*endpoint)(nil)
+	_ stack.GSOEndpoint  = (*endpoint)(nil)
+)
+
+// deliver hands an IP packet, copied, to the netstack.
+func (e *endpoint) deliver(ip []byte, v6 bool) {
+	d := e.dispatcher.Load()
+	if d == nil {
+		return
+	}
+	proto := header.IPv4ProtocolNumber
+	if v6 {
+		proto = header.IPv6ProtocolNumber
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+		Payload: buffer.MakeWithView(buffer.NewViewWithData(ip)),
+	})
+	(*d).DeliverNetworkPacket(proto, pkt)
+	pkt.DecRef()
+}
+
+// WritePackets queues what the netstack sends. A full ring drops, as a device
+// would; TCP finds out by itself.
+func (e *endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	sent := 0
+	for _, pkt := range pkts.AsSlice() {
+		if e.link.write(pkt) {
+			sent++
+		}
+	}
+	if sent == 0 {
+		return 0, &tcpip.ErrNoBufferSpace{}
+	}
+	return sent, nil
+}
+
+// Attach gives or, with nil, takes away the netstack's entrance.
+func (e *endpoint) Attach(d stack.NetworkDispatcher) {
+	if d == nil {
+		e.dispatcher.Store(nil)
+		return
+	}
+	e.dispatcher.Store(&d)
+}
+
+func (e *endpoint) IsAttached() bool                             { return e.dispatcher.Load() != nil }
+func (e *endpoint) MTU() uint32                                  { return e.mtu.Load() }
+func (e *endpoint) SetMTU(mtu uint32)                            { e.mtu.Store(mtu) }
+func (e *endpoint) Capabilities() stack.LinkEndpointCapabilities { return e.caps }
+func (e *endpoint) SupportedGSO() stack.SupportedGSO             { return stack.HostGSOSupported }
+func (e *endpoint) GSOMaxSize() uint32                           { return gsoMaxBytes }
+
+// The Ethernet header is written by Queue.Receive, outside the netstack, which
+// so needs no neighbour discovery.
+func (*endpoint) MaxHeaderLength() uint16                 { return 0 }
+func (*endpoint) LinkAddress() tcpip.LinkAddress          { return "" }
+func (*endpoint) SetLinkAddress(tcpip.LinkAddress)        {}
+func (*endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+func (*endpoint) AddHeader(*stack.PacketBuffer)           {}
+func (*endpoint) ParseHeader(*stack.PacketBuffer) bool    { return true }
+func (*endpoint) Wait()                                   {}
+func (*endpoint) Close()                                  {}
+func (*endpoint) SetOnCloseAction(func())                 {}
