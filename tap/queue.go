@@ -23,6 +23,7 @@ type Queue struct {
 	headroom int // frame.VNetHeaderBytes, or zero for a plain TAP
 	features Features
 	name     string
+	software software
 }
 
 // NewQueue makes a queue of fd, which another process may have opened, in another
@@ -139,7 +140,7 @@ func (q *Queue) accept(f *frame.Frame, buf []byte, n int) {
 func (q *Queue) Transmit(fs []*frame.Frame) {
 	for _, f := range fs {
 		if q.needsSoftware(&f.VNet) {
-			q.transmitSoftware(f)
+			f.Drop = q.transmitSoftware(f)
 			continue
 		}
 		b := f.WithHeadroom(q.headroom)
@@ -150,39 +151,28 @@ func (q *Queue) Transmit(fs []*frame.Frame) {
 	}
 }
 
-// needsSoftware reports whether the kernel would not take the frame with this
-// metadata. TCP and checksum offload need only the header on the way in, whatever
-// TUNSETOFFLOAD says of the way out; UDP super-frames came with the flag.
-func (q *Queue) needsSoftware(v *frame.VNet) bool {
-	if q.headroom == 0 {
-		return v.IsGSO() || v.Flags&frame.NeedsCsum != 0
-	}
-	return v.GSOType.Kind() == frame.GSOUDPL4 && !q.features.Has(USO)
-}
-
-// transmitSoftware does what the device can't.
-func (q *Queue) transmitSoftware(f *frame.Frame) {
-	f.Drop = drop.EgressRefused
-}
-
 // write sends one frame, header included.
 func (q *Queue) write(b []byte) drop.Reason {
 	for {
 		_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(q.fd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch errno {
-		case 0:
-			return drop.None
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
-			return drop.EgressFull
-		case unix.EINVAL, unix.EMSGSIZE:
-			return drop.EgressRefused
+		if errno != unix.EINTR {
+			return transmitReason(errno)
 		}
-		// EIO: the link is down. EBADFD: the device is deleted.
-		return drop.EgressDown
 	}
+}
+
+func transmitReason(errno unix.Errno) drop.Reason {
+	switch errno {
+	case 0:
+		return drop.None
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		return drop.EgressFull
+	case unix.EINVAL, unix.EMSGSIZE:
+		return drop.EgressRefused
+	}
+	// EIO: the link is down. EBADFD: the device is deleted.
+	return drop.EgressDown
 }
 
 func (q *Queue) read(b []byte) (int, unix.Errno) {

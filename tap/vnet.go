@@ -9,14 +9,16 @@ import (
 )
 
 // Received metadata comes from the pod's kernel, but a pod that may open packet
-// sockets has a say in it (PACKET_VNET_HDR). Whoever later completes a checksum
-// or cuts segments by it writes into the frame after the switch has judged its
-// headers: a checksum "field" laid over an address or a port would pass every
-// guard. So all that is left after sanitize is what a kernel produces for TCP and
-// UDP: the checksum starts at the transport header and sits in its place there,
-// a super-frame fills its IP packet, and the segment count is bounded. The one
-// thing not settled here is where an IPv6 transport header lies behind extension
-// headers; the switch, which walks them, compares it with CsumStart.
+// sockets has a say in it (PACKET_VNET_HDR). Whoever later completes a checksum,
+// the receiving kernel included, writes two bytes into the frame after the switch
+// has judged its headers: a "checksum field" laid over an address or a port would
+// pass every guard. So what is left after sanitize is what a kernel produces for
+// TCP and UDP. The checksum is the frame's own, in its place, or that of a packet
+// tunnelled inside it, behind all that the switch judges. A super-frame fills its
+// IP packet and has its own checksum open; its segments are bounded in number.
+//
+// Extension headers are not walked here. Behind them, CsumStart is only known to
+// lie beyond the fixed header; the switch walks them and can compare.
 
 const (
 	tcpChecksumOffset = 16 // RFC 9293 section 3.1
@@ -41,96 +43,132 @@ func sanitize(v *frame.VNet, b []byte) drop.Reason {
 		return drop.None
 	}
 	v.Flags = frame.NeedsCsum // valid and yet to be computed: the latter holds
-	etherType := binary.BigEndian.Uint16(b[12:])
-	if etherType != wire.TypeIPv4 && etherType != wire.TypeIPv6 {
+	var ip ipHeader
+	switch binary.BigEndian.Uint16(b[12:]) {
+	case wire.TypeIPv4:
+		ip.readIPv4(b)
+	case wire.TypeIPv6:
+		ip.readIPv6(b)
+	default:
 		*v = frame.VNet{} // the switch answers or drops such frames, never completes them
 		return drop.None
 	}
-	proto := checksumProto(v, b, etherType)
-	if proto == 0 {
+	if !checksumInPlace(v, b, &ip) {
 		return drop.BadOffload
 	}
 	if !v.IsGSO() {
 		v.GSOType, v.GSOSize, v.HdrLen = frame.GSONone, 0, 0
 		return drop.None
 	}
-	return sanitizeGSO(v, b, etherType, proto)
+	return sanitizeGSO(v, b, &ip)
 }
 
-// checksumProto tells the transport protocol by the place of the checksum field,
-// and returns 0 where the two or the headers before them don't agree.
-func checksumProto(v *frame.VNet, b []byte, etherType uint16) uint8 {
-	start := int(v.CsumStart)
-	var proto uint8
-	hdrBytes := 0
+// ipHeader is the little of an IP header that metadata is held against.
+type ipHeader struct {
+	v6       bool
+	fragment bool
+	extended bool  // IPv6 extension headers follow; proto is the first of them
+	proto    uint8 // as it stands in the fixed header
+	end      int   // from the Ethernet header; zero: no header there
+	bytes    int   // length of the packet as the header says
+}
+
+func (ip *ipHeader) readIPv4(b []byte) {
+	const l3 = wire.EthernetBytes
+	if len(b) < l3+wire.IPv4Bytes || b[l3]&0xf < wire.IPv4Bytes/4 {
+		return
+	}
+	ip.end = l3 + int(b[l3]&0xf)*4
+	ip.bytes = int(binary.BigEndian.Uint16(b[l3+2:]))
+	ip.fragment = binary.BigEndian.Uint16(b[l3+6:])&0x3fff != 0
+	ip.proto = b[l3+9]
+}
+
+func (ip *ipHeader) readIPv6(b []byte) {
+	const l3 = wire.EthernetBytes
+	if len(b) < l3+wire.IPv6Bytes {
+		return
+	}
+	ip.v6 = true
+	ip.end = l3 + wire.IPv6Bytes
+	ip.bytes = wire.IPv6Bytes + int(binary.BigEndian.Uint16(b[l3+4:]))
+	ip.proto = b[l3+6]
+	switch ip.proto {
+	case wire.ProtoHopByHop, wire.ProtoRouting, wire.ProtoDstOpts, wire.ProtoAH:
+		ip.extended = true
+	case wire.ProtoFragment:
+		ip.fragment = true
+	}
+}
+
+// checksumInPlace reports whether v points at the checksum of a TCP or UDP header
+// that the frame holds whole. No kernel leaves a checksum open in a fragment.
+func checksumInPlace(v *frame.VNet, b []byte, ip *ipHeader) bool {
+	start, l4Bytes := int(v.CsumStart), wire.UDPBytes
 	switch v.CsumOffset {
 	case tcpChecksumOffset:
-		proto, hdrBytes = wire.ProtoTCP, wire.TCPBytes
+		l4Bytes = wire.TCPBytes
 	case udpChecksumOffset:
-		proto, hdrBytes = wire.ProtoUDP, wire.UDPBytes
 	default:
-		return 0
+		return false
 	}
-	if start+hdrBytes > len(b) {
-		return 0
+	if ip.end == 0 || ip.fragment || start+l4Bytes > len(b) {
+		return false
 	}
-	if etherType == wire.TypeIPv4 {
-		const l3 = wire.EthernetBytes
-		fragment := binary.BigEndian.Uint16(b[l3+6:])&0x3fff != 0 // completed before it is cut
-		if start < l3+wire.IPv4Bytes || start != l3+int(b[l3]&0xf)*4 || b[l3+9] != proto || fragment {
-			return 0
-		}
-		return proto
+	if start == ip.end {
+		return ip.proto == checksumProto(v)
 	}
-	const l3, l4 = wire.EthernetBytes, wire.EthernetBytes + wire.IPv6Bytes
-	switch {
-	case start < l4:
-		return 0
-	case b[l3+6] == wire.ProtoTCP || b[l3+6] == wire.ProtoUDP:
-		if start != l4 || b[l3+6] != proto {
-			return 0
-		}
-	case b[l3+6] == wire.ProtoFragment, start < l4+8: // an extension header has at least 8 bytes
-		return 0
+	return start >= ip.end+innerGap(ip)
+}
+
+// checksumProto tells the protocol by the place of its checksum.
+func checksumProto(v *frame.VNet) uint8 {
+	if v.CsumOffset == tcpChecksumOffset {
+		return wire.ProtoTCP
 	}
-	return proto
+	return wire.ProtoUDP
+}
+
+// innerGap is how far behind the fixed IP header another checksum may start: all
+// of the transport header, or one extension header of the least length.
+func innerGap(ip *ipHeader) int {
+	switch ip.proto {
+	case wire.ProtoTCP:
+		return wire.TCPBytes
+	case wire.ProtoSCTP:
+		return wire.SCTPBytes
+	}
+	return wire.UDPBytes
 }
 
 // sanitizeGSO checks the segmentation part, and computes HdrLen, which the kernel
 // relies on when the frame is written to another TAP.
-func sanitizeGSO(v *frame.VNet, b []byte, etherType uint16, proto uint8) drop.Reason {
-	var ipBytes int
-	switch etherType {
-	case wire.TypeIPv4:
-		ipBytes = int(binary.BigEndian.Uint16(b[wire.EthernetBytes+2:]))
-	default:
-		ipBytes = wire.IPv6Bytes + int(binary.BigEndian.Uint16(b[wire.EthernetBytes+4:]))
-	}
-	if ipBytes != len(b)-wire.EthernetBytes {
+func sanitizeGSO(v *frame.VNet, b []byte, ip *ipHeader) drop.Reason {
+	if ip.bytes != len(b)-wire.EthernetBytes || int(v.CsumStart) != ip.end && !ip.extended {
 		return drop.BadOffload
 	}
 	hdrBytes := int(v.CsumStart)
 	minSize, maxSegments := minTCPSegmentBytes, frame.MaxBytes
+	proto, kind := checksumProto(v), v.GSOType.Kind()
 	switch {
-	case v.GSOType.Kind() == frame.GSOTCPv4 && proto == wire.ProtoTCP && etherType == wire.TypeIPv4,
-		v.GSOType.Kind() == frame.GSOTCPv6 && proto == wire.ProtoTCP && etherType == wire.TypeIPv6:
+	case proto == wire.ProtoTCP && (kind == frame.GSOTCPv4 && !ip.v6 || kind == frame.GSOTCPv6 && ip.v6):
 		tcpBytes := int(b[hdrBytes+12]>>4) * 4
 		if tcpBytes < wire.TCPBytes {
 			return drop.BadOffload
 		}
 		hdrBytes += tcpBytes
-	case v.GSOType == frame.GSOUDPL4 && proto == wire.ProtoUDP:
+	case proto == wire.ProtoUDP && v.GSOType == frame.GSOUDPL4: // no ECN bit
 		hdrBytes += wire.UDPBytes
 		minSize, maxSegments = 1, maxUDPSegments
 	default:
 		return drop.BadOffload
 	}
-	payload := len(b) - hdrBytes
-	if payload < 0 || int(v.GSOSize) < minSize || payload > int(v.GSOSize)*maxSegments {
+	payload, size := len(b)-hdrBytes, int(v.GSOSize)
+	if payload < 0 || size < minSize || payload > size*maxSegments {
 		return drop.BadOffload
 	}
 	v.HdrLen = uint16(hdrBytes)
-	if payload <= int(v.GSOSize) { // one segment: a super-frame in name only
+	if payload <= size { // one segment: a super-frame in name only
 		v.GSOType, v.GSOSize, v.HdrLen = frame.GSONone, 0, 0
 	}
 	return drop.None
