@@ -4,13 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 )
 
 // Self is what the controller must know of the node it serves.
 type Self struct {
 	Node         string
-	Underlays    []netip.Addr   // a peer is reached over the first family both have
+	Underlays    []netip.Addr   // a peer is reached over its first address of a family found here
 	ServiceCIDRs []netip.Prefix // no endpoint may lie in one: it would loop
 }
 
@@ -30,30 +31,211 @@ type ReconcilerConfig struct {
 	BackoffMax time.Duration // doubled up to this; 30 s
 }
 
-// Controller is a Sink that keeps a Dataplane at what the objects ask for.
-type Controller struct{}
+// saveInterval bounds how often the last good objects are written: what a crash
+// loses of them comes back with the next full list.
+const saveInterval = time.Second
+
+// Controller is a Sink that keeps a Dataplane at what the objects ask for. The
+// source's calls only note what came; one goroutine, Run's, computes and calls
+// the dataplane, so that a slow dataplane never holds up the source and many
+// deltas cost one computation.
+type Controller struct {
+	cfg    ControllerConfig
+	log    *slog.Logger
+	wake   chan struct{} // holds one token when there is something new
+	synced chan struct{} // closed when the first full list is programmed
+
+	mu      sync.Mutex
+	objects *Objects
+	changed bool // since the last pass
+	listed  bool // a full list came since the last pass
+	serial  uint64
+}
 
 // NewController makes a controller; it does nothing until Run.
-func NewController(cfg ControllerConfig) *Controller { return &Controller{} }
+func NewController(cfg ControllerConfig) *Controller {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return &Controller{
+		cfg: cfg, log: cfg.Log,
+		wake: make(chan struct{}, 1), synced: make(chan struct{}),
+		objects: NewObjects(cfg.Self),
+	}
+}
 
 // Restore starts from the objects of the last good snapshot, before Run and
 // before any source. Nothing is deleted on their word.
-func (c *Controller) Restore(objs []Object) {}
-
-// Run reconciles until ctx ends.
-func (c *Controller) Run(ctx context.Context) error { return nil }
+func (c *Controller) Restore(objs []Object) {
+	c.change(func(o *Objects, now time.Time) { o.Reset(objs, now) })
+}
 
 // Reset implements Sink.
-func (c *Controller) Reset(all []Object) {}
+func (c *Controller) Reset(all []Object) {
+	c.change(func(o *Objects, now time.Time) {
+		o.Reset(all, now)
+		c.listed = true
+	})
+}
 
 // Update implements Sink.
-func (c *Controller) Update(puts []Object, deletes []Key) {}
+func (c *Controller) Update(puts []Object, deletes []Key) {
+	c.change(func(o *Objects, now time.Time) {
+		o.Advance(now)
+		for _, obj := range puts {
+			o.Put(obj)
+		}
+		for _, k := range deletes {
+			o.Delete(k)
+		}
+	})
+}
 
 // Reachable implements Sink.
-func (c *Controller) Reachable(ok bool) {}
+func (c *Controller) Reachable(ok bool) {
+	c.change(func(o *Objects, now time.Time) { o.SetReachable(ok, now) })
+}
+
+func (c *Controller) change(f func(*Objects, time.Time)) {
+	c.mu.Lock()
+	f(c.objects, time.Now())
+	c.changed = true
+	c.serial++
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
 
 // List returns the objects of a kind as last seen, sorted by key. It works while
 // the store is away.
-func (c *Controller) List(kind Kind) []Object { return nil }
+func (c *Controller) List(kind Kind) []Object {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.objects.List(kind)
+}
+
+// Live reports whether a node counts as live, see Objects.Live.
+func (c *Controller) Live(node string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.objects.Live(node)
+}
+
+// Services returns the service ports as last computed, with their endpoints.
+func (c *Controller) Services() []Service {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.objects.State().Services
+}
+
+// Problems returns what objects ask for that is not done, and why.
+func (c *Controller) Problems() []Problem {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.objects.State()
+	return c.objects.Problems()
+}
+
+// Synced is closed once a full list was seen and is programmed.
+func (c *Controller) Synced() <-chan struct{} { return c.synced }
+
+// Run reconciles until ctx ends, then saves once more. It returns ctx's error.
+func (c *Controller) Run(ctx context.Context) error {
+	rec := NewReconciler(c.cfg.Dataplane, c.cfg.Reconcile, c.log)
+	known := map[Problem]bool{}
+	var save saver
+	save.start(c.cfg.Save, c.log)
+	defer save.stop()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		next := c.pass(rec, known, now)
+		if rec.synced && !rec.Holding() {
+			next = earliest(next, save.offer(c, now))
+		}
+		c.announce(rec)
+		if next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			if rec.synced && !rec.Holding() {
+				save.last(c)
+			}
+			return ctx.Err()
+		case <-c.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// pass computes what is wanted, if something changed, and reconciles.
+func (c *Controller) pass(rec *Reconciler, known map[Problem]bool, now time.Time) time.Time {
+	c.mu.Lock()
+	deadline := c.objects.Deadline()
+	if !deadline.IsZero() && !now.Before(deadline) {
+		c.objects.Advance(now)
+		c.changed = true
+		deadline = c.objects.Deadline()
+	}
+	changed, listed := c.changed, c.listed
+	c.changed, c.listed = false, false
+	var want State
+	var problems []Problem
+	if changed {
+		want = c.objects.State()
+		problems = c.objects.Problems()
+	}
+	c.mu.Unlock()
+
+	if changed {
+		c.report(known, problems)
+		if listed {
+			rec.Sync(want, now)
+		} else {
+			rec.Want(want)
+		}
+	}
+	return earliest(rec.Step(now), deadline)
+}
+
+// report logs problems when they come, not as long as they stay.
+func (c *Controller) report(known map[Problem]bool, problems []Problem) {
+	current := make(map[Problem]bool, len(problems))
+	for _, p := range problems {
+		current[p] = true
+		if !known[p] {
+			c.log.Warn("object not fully programmed", "object", p.Object.String(), "err", p.Reason)
+		}
+	}
+	clear(known)
+	for p := range current {
+		known[p] = true
+	}
+}
+
+func (c *Controller) announce(rec *Reconciler) {
+	select {
+	case <-c.synced:
+	default:
+		if rec.Settled() {
+			close(c.synced)
+		}
+	}
+}
+
+// earliest is the earlier of two times of which zero means never.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
 
 var _ Sink = (*Controller)(nil)

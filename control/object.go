@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -125,6 +126,9 @@ func KeyOf(o Object) Key {
 	case *corev1.Node, *coordinationv1.Lease:
 		k.Scope = ""
 	case *corev1.Pod:
+		if o.Annotations[AnnotationContainerID] == "" {
+			break // not a vswitch node's: namespace and name it is
+		}
 		return PodKey(o.Spec.NodeName, o.Annotations[AnnotationContainerID], o.Annotations[AnnotationInterface])
 	}
 	return k
@@ -133,6 +137,10 @@ func KeyOf(o Object) Key {
 // PodKey is the key of the pod interface ifname of a container on node.
 func PodKey(node, containerID, ifname string) Key {
 	return Key{Kind: KindPod, Scope: node, Name: containerID + "/" + ifname}
+}
+
+func (k Key) compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Scope, o.Scope), cmp.Compare(k.Name, o.Name))
 }
 
 // String reads "Service default/web", as used in messages.

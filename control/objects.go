@@ -1,0 +1,442 @@
+package control
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// LeaseGrace is how long a node that was live stays so after a full list does not
+// show its lease. When a store comes back after an absence its leases may all
+// have run out while the nodes were well, and they need this long to renew them.
+const LeaseGrace = 15 * time.Second
+
+// Objects is the set of objects a node has seen, and the state that follows.
+//
+// State is computed for the services that changed only: every service keeps what
+// it was last compiled to. A pod reaches its services through its namespace, a
+// service its pods through an index by label, so that the cost of a change goes
+// with what it touches. A test compares the outcome with a fresh computation
+// after random changes.
+//
+// Not safe for concurrent use.
+type Objects struct {
+	self Self
+
+	nodes     map[string]*nodeEntry
+	leases    map[string]Object
+	lingering map[string]time.Time // nodes without a lease that count as live until then
+	now       time.Time            // the latest time told
+	away      bool                 // the source is not reachable
+	doubt     time.Time            // until then a lease that goes is only missed, not believed gone
+	pods      map[Key]*corev1.Pod
+	podIndex  map[labelTerm]map[Key]*corev1.Pod
+	services  map[objectName]*serviceEntry
+	inspace   map[string]map[string]*serviceEntry // services by namespace and name
+	slices    map[Key]*discoveryv1.EndpointSlice
+	sliceOf   map[objectName]map[Key]*discoveryv1.EndpointSlice
+
+	nodesDirty     bool // the three below are to be computed anew
+	tunnels        []Tunnel
+	tunnelProblems []Problem
+	underlays      map[netip.Addr]string // node by underlay address
+}
+
+type objectName struct{ namespace, name string }
+
+// labelTerm is one label of the pods of one namespace.
+type labelTerm struct{ namespace, key, value string }
+
+type nodeEntry struct {
+	record *corev1.Node
+	view   nodeView
+	err    error
+}
+
+type serviceEntry struct {
+	record   *corev1.Service
+	dirty    bool
+	compiled []Service
+	problems []Problem
+}
+
+// Problem is something an object asks for that is not done, and why.
+type Problem struct {
+	Object Key
+	Reason string
+}
+
+// NewObjects makes an empty set.
+func NewObjects(self Self) *Objects {
+	return &Objects{
+		self:      self,
+		nodes:     map[string]*nodeEntry{},
+		leases:    map[string]Object{},
+		lingering: map[string]time.Time{},
+		pods:      map[Key]*corev1.Pod{},
+		podIndex:  map[labelTerm]map[Key]*corev1.Pod{},
+		services:  map[objectName]*serviceEntry{},
+		inspace:   map[string]map[string]*serviceEntry{},
+		slices:    map[Key]*discoveryv1.EndpointSlice{},
+		sliceOf:   map[objectName]map[Key]*discoveryv1.EndpointSlice{},
+	}
+}
+
+// Reset replaces the whole set by a full list. A node that was live until now and
+// has no lease in the list stays live for LeaseGrace.
+func (o *Objects) Reset(all []Object, now time.Time) {
+	o.Advance(now)
+	old := *o
+	*o = *NewObjects(old.self)
+	o.now, o.away, o.doubt, o.nodesDirty = old.now, old.away, old.doubt, true
+	for _, obj := range all {
+		o.Put(obj)
+	}
+	for name := range o.nodes {
+		if _, leased := o.leases[name]; leased {
+			continue
+		}
+		if until, ok := old.lingering[name]; ok {
+			o.lingering[name] = until
+		} else if _, was := old.leases[name]; was {
+			o.lingering[name] = now.Add(LeaseGrace)
+		}
+	}
+}
+
+// SetReachable tells whether the source can be reached. While it can't, and for
+// LeaseGrace after, a lease that ends says nothing about its node: it may be the
+// store that was cut off from all of them.
+func (o *Objects) SetReachable(ok bool, now time.Time) {
+	o.Advance(now)
+	if ok && o.away {
+		o.doubt = now.Add(LeaseGrace)
+		for name := range o.lingering {
+			o.lingering[name] = o.doubt
+		}
+	}
+	o.away = !ok
+}
+
+// Advance tells the time, and ends the grace of nodes whose time is over.
+func (o *Objects) Advance(now time.Time) {
+	o.now = now
+	if o.away {
+		return
+	}
+	for name, until := range o.lingering {
+		if !now.Before(until) {
+			delete(o.lingering, name)
+			o.dirtyEndpointsOn(name)
+		}
+	}
+}
+
+// Deadline is when Advance next has something to do; zero: never.
+func (o *Objects) Deadline() time.Time {
+	var first time.Time
+	if o.away {
+		return first
+	}
+	for _, t := range o.lingering {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	return first
+}
+
+// Put adds or replaces one object.
+func (o *Objects) Put(obj Object) {
+	key := KeyOf(obj)
+	switch obj := obj.(type) {
+	case *corev1.Node:
+		e := &nodeEntry{record: obj}
+		e.view, e.err = viewNode(obj)
+		o.nodes[obj.Name] = e
+		o.nodeChanged(obj.Name)
+	case *corev1.Pod:
+		o.removePod(key)
+		o.addPod(key, obj)
+	case *corev1.Service:
+		o.putService(obj)
+	case *discoveryv1.EndpointSlice:
+		o.removeSlice(key)
+		o.addSlice(key, obj)
+	default:
+		if key.Kind == KindLease {
+			delete(o.lingering, key.Name)
+			o.leases[key.Name] = obj
+			o.dirtyEndpointsOn(key.Name)
+		}
+	}
+}
+
+// Delete removes one object, if it is there.
+func (o *Objects) Delete(key Key) {
+	switch key.Kind {
+	case KindNode:
+		delete(o.nodes, key.Name)
+		delete(o.lingering, key.Name)
+		o.nodeChanged(key.Name)
+	case KindLease:
+		o.leaseEnded(key.Name)
+	case KindPod:
+		o.removePod(key)
+	case KindService:
+		delete(o.services, objectName{key.Scope, key.Name})
+		if m := o.inspace[key.Scope]; m != nil {
+			if delete(m, key.Name); len(m) == 0 {
+				delete(o.inspace, key.Scope)
+			}
+		}
+	case KindEndpointSlice:
+		o.removeSlice(key)
+	}
+}
+
+// List returns the objects of a kind, sorted by key.
+func (o *Objects) List(kind Kind) []Object {
+	var out []Object
+	switch kind {
+	case KindNode:
+		for _, e := range o.nodes {
+			out = append(out, e.record)
+		}
+	case KindLease:
+		for _, l := range o.leases {
+			out = append(out, l)
+		}
+	case KindPod:
+		for _, p := range o.pods {
+			out = append(out, p)
+		}
+	case KindService:
+		for _, e := range o.services {
+			out = append(out, e.record)
+		}
+	case KindEndpointSlice:
+		for _, s := range o.slices {
+			out = append(out, s)
+		}
+	}
+	sortObjects(out)
+	return out
+}
+
+// All returns every object, sorted by kind and key.
+func (o *Objects) All() []Object {
+	var out []Object
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		out = append(out, o.List(kind)...)
+	}
+	return out
+}
+
+// Live reports whether a node counts as live: it has a lease, or keeps none,
+// being run by something other than vswitch.
+func (o *Objects) Live(node string) bool {
+	if _, ok := o.leases[node]; ok {
+		return true
+	}
+	if _, ok := o.lingering[node]; ok {
+		return true
+	}
+	e, known := o.nodes[node]
+	return !known || e.view.instance == ""
+}
+
+// State is what this node's dataplane should hold. The lists are the caller's,
+// what their elements refer to is shared.
+func (o *Objects) State() State {
+	if o.nodesDirty {
+		o.compileNodes()
+		o.nodesDirty = false
+	}
+	s := State{Tunnels: slices.Clone(o.tunnels)}
+	for _, e := range o.services {
+		if e.dirty {
+			o.compileService(e)
+			e.dirty = false
+		}
+		s.Services = append(s.Services, e.compiled...)
+	}
+	slices.SortFunc(s.Services, func(a, b Service) int { return a.ServiceKey.compare(b.ServiceKey) })
+	return s
+}
+
+// Problems are what State left out, sorted. Valid after State.
+func (o *Objects) Problems() []Problem {
+	out := slices.Clone(o.tunnelProblems)
+	for _, e := range o.services {
+		out = append(out, e.problems...)
+	}
+	slices.SortFunc(out, func(a, b Problem) int {
+		if c := a.Object.compare(b.Object); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Reason, b.Reason)
+	})
+	return slices.Compact(out)
+}
+
+func (o *Objects) leaseEnded(node string) {
+	if _, had := o.leases[node]; !had {
+		return
+	}
+	delete(o.leases, node)
+	if o.away || o.now.Before(o.doubt) {
+		o.lingering[node] = o.now.Add(LeaseGrace)
+	}
+	o.dirtyEndpointsOn(node)
+}
+
+func (o *Objects) nodeChanged(name string) {
+	o.nodesDirty = true
+	o.dirtyEndpointsOn(name)
+	// Whether a user's endpoint is a node's own address depends on all nodes.
+	for service := range o.sliceOf {
+		o.dirtyService(service)
+	}
+}
+
+func (o *Objects) dirtyService(n objectName) {
+	if e := o.services[n]; e != nil {
+		e.dirty = true
+	}
+}
+
+func (o *Objects) dirtyEndpointsOn(node string) {
+	for _, e := range o.services {
+		if e.dirty {
+			continue
+		}
+		e.dirty = slices.ContainsFunc(e.compiled, func(s Service) bool {
+			return slices.ContainsFunc(s.Endpoints, func(p Endpoint) bool { return p.Node == node })
+		})
+	}
+}
+
+func (o *Objects) putService(s *corev1.Service) {
+	e := &serviceEntry{record: s, dirty: true}
+	o.services[objectName{s.Namespace, s.Name}] = e
+	m := o.inspace[s.Namespace]
+	if m == nil {
+		m = map[string]*serviceEntry{}
+		o.inspace[s.Namespace] = m
+	}
+	m[s.Name] = e
+}
+
+func (o *Objects) addPod(key Key, p *corev1.Pod) {
+	o.pods[key] = p
+	for t := range podTerms(p) {
+		m := o.podIndex[t]
+		if m == nil {
+			m = map[Key]*corev1.Pod{}
+			o.podIndex[t] = m
+		}
+		m[key] = p
+	}
+	o.dirtySelecting(p)
+}
+
+func (o *Objects) removePod(key Key) {
+	p := o.pods[key]
+	if p == nil {
+		return
+	}
+	delete(o.pods, key)
+	for t := range podTerms(p) {
+		m := o.podIndex[t]
+		if delete(m, key); len(m) == 0 {
+			delete(o.podIndex, t)
+		}
+	}
+	o.dirtySelecting(p)
+}
+
+func (o *Objects) dirtySelecting(p *corev1.Pod) {
+	for _, e := range o.inspace[p.Namespace] {
+		if !e.dirty && selects(e.record.Spec.Selector, p.Labels) {
+			e.dirty = true
+		}
+	}
+}
+
+// selected calls f for every pod that a service's selector matches. It walks the
+// shortest of the lists of pods that carry one of the selector's labels.
+func (o *Objects) selected(s *corev1.Service, f func(*corev1.Pod)) {
+	if len(s.Spec.Selector) == 0 {
+		return // no selector selects nothing: the endpoints are the user's
+	}
+	var shortest map[Key]*corev1.Pod
+	first := true
+	for k, v := range s.Spec.Selector {
+		m := o.podIndex[labelTerm{s.Namespace, k, v}]
+		if first || len(m) < len(shortest) {
+			shortest, first = m, false
+		}
+	}
+	for _, p := range shortest {
+		if selects(s.Spec.Selector, p.Labels) {
+			f(p)
+		}
+	}
+}
+
+func (o *Objects) addSlice(key Key, s *discoveryv1.EndpointSlice) {
+	o.slices[key] = s
+	service := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+	m := o.sliceOf[service]
+	if m == nil {
+		m = map[Key]*discoveryv1.EndpointSlice{}
+		o.sliceOf[service] = m
+	}
+	m[key] = s
+	o.dirtyService(service)
+}
+
+func (o *Objects) removeSlice(key Key) {
+	s := o.slices[key]
+	if s == nil {
+		return
+	}
+	delete(o.slices, key)
+	service := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+	m := o.sliceOf[service]
+	if delete(m, key); len(m) == 0 {
+		delete(o.sliceOf, service)
+	}
+	o.dirtyService(service)
+}
+
+func podTerms(p *corev1.Pod) func(func(labelTerm) bool) {
+	return func(yield func(labelTerm) bool) {
+		for k, v := range p.Labels {
+			if !yield(labelTerm{p.Namespace, k, v}) {
+				return
+			}
+		}
+	}
+}
+
+// selects reports whether every label of a selector is among labels. The empty
+// selector of a service selects nothing.
+func selects(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return len(selector) > 0
+}
+
+func sortObjects(objs []Object) {
+	slices.SortFunc(objs, func(a, b Object) int { return KeyOf(a).compare(KeyOf(b)) })
+}
