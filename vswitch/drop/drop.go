@@ -54,6 +54,7 @@ const (
 	PodFlowCap    // the pod has as many flows as one pod may have
 	NoSourcePort  // every alternative source port is taken
 	StrayFragment // a fragment whose flow can't be told
+	NoFlow        // a TCP segment or an ICMP error about a connection that nobody here knows
 	ConnectionCap // the pod has as many connections in progress as it may
 
 	// Tunnel.
@@ -62,6 +63,7 @@ const (
 	NotMember     // outer source is no member of the cluster
 	ForeignSource // inner source does not belong to the member that sent it
 	BadInner      // inner frame that no VTEP may send
+	Congested     // congestion marked outside a packet that can't carry the mark (RFC 6040 section 4.2)
 	NoPeer        // the member is gone
 
 	// Egress.
@@ -100,11 +102,11 @@ var names = [count]string{
 	ReservedRouter: "reserved-router",
 
 	NoEndpoint: "no-endpoint", NoService: "no-service", FlowTableFull: "flow-table-full",
-	PodFlowCap: "pod-flow-cap", NoSourcePort: "no-source-port", StrayFragment: "stray-fragment",
+	PodFlowCap: "pod-flow-cap", NoSourcePort: "no-source-port", StrayFragment: "stray-fragment", NoFlow: "no-flow",
 	ConnectionCap: "connection-cap",
 
 	NotVXLAN: "not-vxlan", UnknownVNI: "unknown-vni", NotMember: "not-member",
-	ForeignSource: "foreign-source", BadInner: "bad-inner", NoPeer: "no-peer",
+	ForeignSource: "foreign-source", BadInner: "bad-inner", Congested: "congested", NoPeer: "no-peer",
 
 	EgressFull: "egress-full", EgressDown: "egress-down", EgressRefused: "egress-refused",
 
