@@ -1,0 +1,147 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// RunConfig is how a node's daemon is started.
+type RunConfig struct {
+	// Store is the value of --store.
+	Store string
+	// Args are added to `vswitch run`; Env to its environment.
+	Args, Env []string
+	// Binary instead of vswitch from the lab's BinDir.
+	Binary string
+}
+
+// ready is the daemon's word, on a line of its own.
+var ready = regexp.MustCompile(`\bready\b`)
+
+// Socket is the path of the daemon's API.
+func (n *Node) Socket() string { return n.lab.path(n.Host, "api.sock") }
+
+// StateDir is the daemon's --state-dir. It survives a restart.
+func (n *Node) StateDir() string { return n.lab.path(n.Host, "state") }
+
+// StartDaemon starts `vswitch run` on the node and waits until it says it is ready. A
+// daemon stopped before is started with the same state directory.
+func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
+	if n.daemon != nil && n.daemon.state() == "running" {
+		return fmt.Errorf("lab: node %s: its daemon runs already", n.Host)
+	}
+	if c.Binary == "" {
+		c.Binary = filepath.Join(n.lab.cfg.BinDir, "vswitch")
+	}
+	if err := os.MkdirAll(n.StateDir(), 0o700); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	args := []string{"run", "--node", n.Host, "--underlay", n.Underlay().String(),
+		"--socket", n.Socket(), "--state-dir", n.StateDir()}
+	if c.Store != "" {
+		args = append(args, "--store", c.Store)
+	}
+	said := 0
+	if n.daemon != nil {
+		said = len(n.daemon.Log()) // both write to the one log
+	}
+	p, err := n.Start(Command{Name: "vswitch", Path: c.Binary, Args: append(args, c.Args...), Env: c.Env})
+	if err != nil {
+		return err
+	}
+	n.daemon, n.run = p, c
+	line, err := p.WaitLog(ctx, said, ready)
+	if err != nil {
+		return err
+	}
+	n.lab.cfg.Logf("node %s: %s", n.Host, line)
+	return nil
+}
+
+// Daemon is the node's daemon, running or ended; nil before StartDaemon.
+func (n *Node) Daemon() *Process { return n.daemon }
+
+// RestartDaemon starts the daemon, which must have ended, again as it was started last.
+func (n *Node) RestartDaemon(ctx context.Context) error { return n.StartDaemon(ctx, n.run) }
+
+// StoreURL is where further nodes find this node's embedded store.
+func (n *Node) StoreURL() string {
+	if u := n.Underlay(); u.Is6() {
+		return "http://[" + u.String() + "]:2379"
+	}
+	return "http://" + n.Underlay().String() + ":2379"
+}
+
+// RunCluster starts a daemon on every node given: the first with an embedded
+// store open to the underlay, the others as its clients. args go to each.
+func RunCluster(ctx context.Context, nodes []*Node, args ...string) error {
+	for i, n := range nodes {
+		c := RunConfig{Store: "embedded", Args: append([]string{"--listen-client", n.StoreURL(), "--insecure"}, args...)}
+		if i > 0 {
+			c = RunConfig{Store: "etcd=" + nodes[0].StoreURL(), Args: append([]string{"--insecure"}, args...)}
+		}
+		if err := n.StartDaemon(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Vswitch runs a client command of vswitch against the node's daemon.
+func (n *Node) Vswitch(ctx context.Context, stdin string, args ...string) ([]byte, error) {
+	return n.Exec(ctx, Command{
+		Name:  "vswitch " + args[0],
+		Path:  filepath.Join(n.lab.cfg.BinDir, "vswitch"),
+		Args:  append(args, "--socket", n.Socket()),
+		Stdin: strings.NewReader(stdin),
+	})
+}
+
+// Apply applies YAML documents.
+func (n *Node) Apply(ctx context.Context, yaml string) error {
+	file, err := n.temporary(yaml)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	_, err = n.Vswitch(ctx, "", "apply", "-f", file)
+	return err
+}
+
+// Delete deletes the objects of YAML documents.
+func (n *Node) Delete(ctx context.Context, yaml string) error {
+	file, err := n.temporary(yaml)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	_, err = n.Vswitch(ctx, "", "delete", "-f", file)
+	return err
+}
+
+func (n *Node) temporary(content string) (string, error) {
+	f, err := os.CreateTemp(n.lab.Dir, "*.yaml")
+	if err != nil {
+		return "", fmt.Errorf("lab: %w", err)
+	}
+	_, err = f.WriteString(content)
+	return f.Name(), errors.Join(err, f.Close())
+}
+
+// Get reads what `vswitch get KIND -o json` prints into rows, a pointer to a slice.
+func (n *Node) Get(ctx context.Context, kind string, rows any) error {
+	out, err := n.Vswitch(ctx, "", "get", kind, "-o", "json")
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(out, rows); err != nil {
+		return fmt.Errorf("lab: vswitch get %s -o json on %s: %w\n%s", kind, n.Host, err, out)
+	}
+	return nil
+}

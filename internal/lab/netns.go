@@ -1,0 +1,262 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A namespace is kept alive by a bind mount, as `ip netns add` does it, so that
+// `ip netns exec NAME` and a CNI_NETNS path both work. The mounts lie in
+// /run/netns where that can be written (root, or an ordinary user after
+// EnterUserNamespace, who has a /run of their own) and in a temporary directory
+// otherwise.
+//
+// Beside them a lock file for each live lab, vs-SUFFIX.lock: whoever can take
+// the lock knows that its lab is dead and removes what carries its suffix.
+
+const (
+	namedDir   = "/run/netns"
+	namePrefix = "vs-"
+	lockExt    = ".lock"
+)
+
+// Namespace is one network namespace.
+type Namespace struct {
+	// Name is unique on the machine; Path is where the namespace is mounted.
+	Name, Path string
+
+	lab    *Lab
+	handle *os.File
+	nl     *netlink.Handle
+}
+
+// NewNamespace makes a namespace with nothing in it but a `lo` that is down, as
+// a container runtime hands it to a CNI plugin. role names it for people.
+func (l *Lab) NewNamespace(role string) (*Namespace, error) {
+	name := namePrefix + l.Suffix + "-" + role
+	n := &Namespace{Name: name, Path: filepath.Join(l.nsDir, name), lab: l}
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errClosed
+	}
+	if err := mountNew(n.Path); err != nil {
+		return nil, fmt.Errorf("lab: new network namespace %s: %w", name, err)
+	}
+	l.spaces = append(l.spaces, n) // from here on Close removes it
+	var err error
+	if n.handle, err = os.Open(n.Path); err != nil {
+		return nil, fmt.Errorf("lab: namespace %s: %w", name, err)
+	}
+	err = n.Do(func() (err error) {
+		n.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("lab: netlink in %s: %w", name, err)
+	}
+	return n, nil
+}
+
+var errClosed = errors.New("lab: closed")
+
+// Do runs f on a thread that is inside the namespace: sockets f opens and files
+// it reads under /proc/sys/net are the namespace's. Goroutines f starts are not
+// inside.
+func (n *Namespace) Do(f func() error) error {
+	if n.handle == nil {
+		return fmt.Errorf("lab: namespace %s is closed", n.Name)
+	}
+	return onThrowawayThread(func() error {
+		if err := unix.Setns(int(n.handle.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("lab: enter namespace %s: %w", n.Name, err)
+		}
+		return f()
+	})
+}
+
+// onThrowawayThread runs f on an OS thread that ends with it, so that no other
+// goroutine ever runs in a namespace f entered. A thread costs some 20 us,
+// less than a mistake in putting it back.
+func onThrowawayThread(f func() error) error {
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread can't end, and its namespace is what /proc/PID/ns
+			// shows of the process: keep it busy while another does the work.
+			defer runtime.UnlockOSThread()
+			errs <- onThrowawayThread(f)
+			return
+		}
+		errs <- f()
+	}()
+	return <-errs
+}
+
+// mountNew makes a network namespace and keeps it at path.
+func mountNew(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	err = onThrowawayThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind mount: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		os.Remove(path)
+	}
+	return err
+}
+
+// Close removes the namespace before its lab ends. Processes in it keep it
+// alive, invisible, until they end.
+func (n *Namespace) Close() error {
+	n.lab.mu.Lock()
+	for i, o := range n.lab.spaces {
+		if o == n {
+			n.lab.spaces = append(n.lab.spaces[:i], n.lab.spaces[i+1:]...)
+			break
+		}
+	}
+	n.lab.mu.Unlock()
+	return n.close()
+}
+
+func (n *Namespace) close() error {
+	if n.nl != nil {
+		n.nl.Close()
+	}
+	if n.handle != nil {
+		n.handle.Close()
+	}
+	return unmount(n.Path)
+}
+
+func unmount(path string) error {
+	// EINVAL: not a mount, because the mount itself failed. ENOENT: gone already.
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("lab: unmount %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lab: %w", err)
+	}
+	return nil
+}
+
+// Sysctl sets one of the namespace's own settings, by its name with dots or slashes.
+func (n *Namespace) Sysctl(key, value string) error {
+	path := "/proc/sys/" + key
+	if !strings.Contains(key, "/") {
+		path = "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
+	}
+	return n.Do(func() error {
+		if err := os.WriteFile(path, []byte(value), 0); err != nil {
+			return fmt.Errorf("lab: %s: set %s=%s: %w", n.Name, key, value, err)
+		}
+		return nil
+	})
+}
+
+// AllowPing opens ICMP echo sockets to every group, which most container
+// runtimes do as well and Linux by default doesn't, to root neither.
+func (n *Namespace) AllowPing() error {
+	const key = "net.ipv4.ping_group_range"
+	if err := n.Sysctl(key, "0 2147483647"); err == nil {
+		return nil
+	}
+	return n.Sysctl(key, "0 0") // a user namespace that maps one group knows no other
+}
+
+// namespaceDir finds a directory for the mounts.
+func namespaceDir() (string, error) {
+	err := os.MkdirAll(namedDir, 0o755)
+	if err == nil {
+		err = unix.Access(namedDir, unix.W_OK)
+	}
+	if err == nil {
+		return namedDir, nil
+	}
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("vswitch-netns-%d", os.Getuid()))
+	if err2 := os.MkdirAll(dir, 0o700); err2 != nil {
+		return "", fmt.Errorf("lab: a place for network namespaces: %w", errors.Join(err, err2))
+	}
+	return dir, nil
+}
+
+// lockSuffix declares the lab alive. The file gets its name only once it is
+// locked, or a sweep could take it in between.
+func lockSuffix(dir, suffix string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, "."+namePrefix)
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		err = os.Rename(f.Name(), lockPath(dir, suffix))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		f.Close()
+		return nil, fmt.Errorf("lab: lock file: %w", err)
+	}
+	return f, nil
+}
+
+func lockPath(dir, suffix string) string {
+	return filepath.Join(dir, namePrefix+suffix+lockExt)
+}
+
+func (l *Lab) unlock() {
+	os.Remove(lockPath(l.nsDir, l.Suffix))
+	l.lock.Close()
+}
+
+// sweep removes what labs left whose process was killed.
+func sweep(dir string) error {
+	locks, err := filepath.Glob(filepath.Join(dir, namePrefix+"*"+lockExt))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range locks {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			continue // closed since, or another user's
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			errs = append(errs, removeLeft(path))
+		}
+		f.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// removeLeft removes the namespaces and files of a dead lab, its lock last.
+func removeLeft(lock string) error {
+	base := strings.TrimSuffix(lock, lockExt)
+	left, err := filepath.Glob(base + "-*")
+	for _, ns := range left {
+		err = errors.Join(err, unmount(ns))
+	}
+	err = errors.Join(err, os.RemoveAll(labDir(strings.TrimPrefix(filepath.Base(base), namePrefix))))
+	if err == nil {
+		err = os.Remove(lock)
+	}
+	return err
+}

@@ -1,0 +1,137 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// An ordinary user may own network namespaces after making a user namespace.
+// A Go program can't: unshare(CLONE_NEWUSER) wants a single thread. So it runs
+// itself again, as root of a new user namespace with its own mount and network
+// namespaces and a /run of its own.
+
+// insideEnv tells the second run that it is one.
+const insideEnv = "VSWITCH_LAB_INSIDE"
+
+// TunDevice is what the plugin opens to make a pod's device.
+const TunDevice = "/dev/net/tun"
+
+// Privileged reports whether labs can be built by this process: root, or the
+// second run that EnterUserNamespace started.
+func Privileged() bool { return os.Geteuid() == 0 }
+
+// InUserNamespace reports whether this is the run EnterUserNamespace started.
+func InUserNamespace() bool { return os.Getenv(insideEnv) != "" }
+
+// EnterUserNamespace runs this program again, same arguments, as root of a new
+// user namespace and returns its exit code. The first run then has nothing to
+// do but exit with it. In the second run it prepares /run, and returns with
+// second true: that run is the one to go on.
+//
+// err says why a user namespace can't be had and what would allow it.
+func EnterUserNamespace() (code int, second bool, err error) {
+	if InUserNamespace() {
+		return 0, true, privateRun()
+	}
+	if err := CheckTun(); err != nil {
+		return 0, false, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, false, fmt.Errorf("lab: %w", err)
+	}
+	c := exec.Command(self, os.Args[1:]...)
+	c.Env = append(os.Environ(), insideEnv+"=1")
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	c.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+	}
+
+	// ^C reaches the whole foreground group, the second run with it, and that one
+	// cleans up; other signals are passed on. Either way this one only waits.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	if err := c.Start(); err != nil {
+		return 0, false, fmt.Errorf("lab: make a user namespace: %w%s", err, userNamespaceHint())
+	}
+	done := make(chan error, 1)
+	go func() { done <- c.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			if s != syscall.SIGINT {
+				c.Process.Signal(s)
+			}
+		case err := <-done:
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				return 0, false, fmt.Errorf("lab: %w", err)
+			}
+			if code := c.ProcessState.ExitCode(); code >= 0 {
+				return code, false, nil
+			}
+			return 1, false, nil // by a signal
+		}
+	}
+}
+
+// privateRun gives the second run a /run that it can write and nobody else sees.
+func privateRun() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("lab: make mounts private: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return fmt.Errorf("lab: mount a private /run: %w", err)
+	}
+	return nil
+}
+
+// userNamespaceHint names the setting that keeps user namespaces from ordinary
+// users, if one of the known ones does.
+func userNamespaceHint() string {
+	for _, s := range []struct{ key, forbids, allows string }{
+		{"kernel.unprivileged_userns_clone", "0", "1"},
+		{"user.max_user_namespaces", "0", "15000"},
+		{"kernel.apparmor_restrict_unprivileged_userns", "1", "0"},
+	} {
+		b, err := os.ReadFile(filepath.Join("/proc/sys", strings.ReplaceAll(s.key, ".", "/")))
+		if err == nil && strings.TrimSpace(string(b)) == s.forbids {
+			return fmt.Sprintf("\n%s is %s here, which forbids it: `sudo sysctl %s=%s` allows it, or run as root", s.key, s.forbids, s.key, s.allows)
+		}
+	}
+	return "\nuser namespaces may be forbidden here (in a container, by its seccomp profile): run as root"
+}
+
+// CheckTun reports whether this user can open the TUN device, and how to allow it.
+func CheckTun() error {
+	fd, err := unix.Open(TunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(fd)
+		return nil
+	}
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf(`%s is closed to user %d: %w
+Pods' interfaces are TAP devices, so it must be open for reading and writing. To open it until the next boot:
+    sudo chmod 0666 %s
+and for good, as most distributions ship it:
+    echo 'KERNEL=="tun", MODE="0666"' | sudo tee /etc/udev/rules.d/50-tun.rules
+It gives no power over the host's network: a TAP device needs CAP_NET_ADMIN in its network namespace all the same`, TunDevice, os.Geteuid(), err, TunDevice)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf(`%s is missing: %w
+Load the kernel's tun module (sudo modprobe tun); in a container, give it the device (--device %s)`, TunDevice, err, TunDevice)
+	}
+	return fmt.Errorf("%s: %w", TunDevice, err)
+}
