@@ -1,0 +1,38 @@
+package cni
+
+import (
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+)
+
+// resultOf is what ADD answers: the attachment, behind what earlier plugins of
+// the chain made (specification section 5, ADD Success).
+func resultOf(c *conf, netnsPath string, s *linkSpec) *types100.Result {
+	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
+	if c.Prev != nil {
+		r.Interfaces, r.IPs, r.Routes, r.DNS = c.Prev.Interfaces, c.Prev.IPs, c.Prev.Routes, c.Prev.DNS
+	}
+	if r.DNS.IsEmpty() {
+		r.DNS = c.DNS
+	}
+	iface := len(r.Interfaces)
+	r.Interfaces = append(r.Interfaces, &types100.Interface{
+		Name:    s.name,
+		Mac:     s.mac.String(),
+		Mtu:     s.mtuBytes,
+		Sandbox: netnsPath,
+	})
+	scope := unix.RT_SCOPE_LINK
+	for _, a := range s.addrs {
+		r.IPs = append(r.IPs, &types100.IPConfig{
+			Interface: types100.Int(iface),
+			Address:   *hostNet(a.addr),
+			Gateway:   a.gateway.AsSlice(),
+		})
+		r.Routes = append(r.Routes,
+			&types.Route{Dst: *hostNet(a.gateway), Scope: &scope},
+			&types.Route{Dst: *everyNet(a.gateway), GW: a.gateway.AsSlice()})
+	}
+	return r
+}
