@@ -187,6 +187,14 @@ func parseIPv6(b []byte, h *Headers) drop.Reason {
 	h.TTL = ip[7]
 	h.Src = Addr(ip[8:24])
 	h.Dst = Addr(ip[24:40])
+	// An IPv4-mapped address would pass for the IPv4 address from here on. It
+	// never belongs on a wire (RFC 4291 section 2.5.5.2, RFC 6890).
+	if h.Src.Is4() {
+		return drop.MartianSource
+	}
+	if h.Dst.Is4() {
+		return drop.MartianTarget
+	}
 	return walkExtensions(b, h, ip[6])
 }
 

@@ -1,0 +1,231 @@
+package vswitch_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"vswitch/internal/wire"
+	"vswitch/internal/wiretest"
+	"vswitch/vswitch/drop"
+	"vswitch/vswitch/frame"
+)
+
+// tuple is what a packet says of its connection.
+type tuple struct {
+	src, dst netip.AddrPort
+}
+
+func tupleOf(h *wire.Headers) tuple {
+	return tuple{netip.AddrPortFrom(h.Src.Netip(), h.SrcPort), netip.AddrPortFrom(h.Dst.Netip(), h.DstPort)}
+}
+
+func (b *bed) wantTuple(f *frame.Frame, src netip.Addr, srcPort uint16, dst netip.Addr, dstPort uint16) {
+	b.t.Helper()
+	h := b.headers(f)
+	if got, want := tupleOf(&h), (tuple{netip.AddrPortFrom(src, srcPort), netip.AddrPortFrom(dst, dstPort)}); got != want {
+		b.t.Errorf("packet %v, want %v", got, want)
+	}
+}
+
+// A connection to a VIP and its answers, for both families, TCP, UDP and SCTP,
+// with the endpoint here and on another node.
+func TestServiceFlow(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		vip, endpoint netip.Addr
+		proto         uint8
+		out           string
+	}{
+		{"TCP to an endpoint of this node", vip4, podB4, 6, "b"},
+		{"UDP to an endpoint of this node", vip4, podB4, 17, "b"},
+		{"SCTP to an endpoint of this node", vip4, podB4, 132, "b"},
+		{"TCP over IPv6 to an endpoint of this node", vip6, podB6, 6, "b"},
+		{"UDP over IPv6 to an endpoint of this node", vip6, podB6, 17, "b"},
+		{"TCP to an endpoint of another node", vip4, remote4, 6, "tunnel"},
+		{"UDP over IPv6 to an endpoint of another node", vip6, remote6, 17, "tunnel"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			b.services.set(tt.vip, netip.AddrPortFrom(tt.endpoint, 8080))
+			client := podA4
+			if tt.vip.Is6() {
+				client = podA6
+			}
+			request := fromA(wiretest.Packet{Dst: tt.vip, Proto: tt.proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 80, Payload: []byte("hello")})
+			for range 2 { // the first packet and an established one
+				f := b.only(b.send("a", owned(request.Frame())), tt.out)
+				b.wantTuple(f, client, 40000, tt.endpoint, 8080)
+			}
+			answer := wiretest.Packet{Src: tt.endpoint, Dst: client, Proto: tt.proto, Flags: wire.SYN | wire.ACK, SrcPort: 8080, DstPort: 40000, Payload: []byte("world")}
+			in := tunnelled(peerIndex, answer)
+			if tt.out == "b" {
+				in = owned(fromB(answer).Frame())
+			}
+			f := b.only(b.send(tt.out, in), "a")
+			b.wantTuple(f, tt.vip, 80, client, 40000)
+		})
+	}
+}
+
+func TestServiceRewriteOfSuperFrameWithPartialChecksum(t *testing.T) {
+	for _, vip := range []netip.Addr{vip4, vip6} {
+		b := newBed(t)
+		syn := fromA(wiretest.Packet{Dst: vip, Proto: 6, Flags: wire.SYN, SrcPort: 40000, DstPort: 80})
+		b.only(b.send("a", owned(syn.Frame())), "b")
+
+		p := fromA(wiretest.Packet{Dst: vip, Proto: 6, Flags: wire.ACK, SrcPort: 40000, DstPort: 80, Payload: make([]byte, 40000)})
+		f, l4 := partial(p)
+		f.VNet.GSOType, f.VNet.GSOSize = frame.GSOTCPv4, 1390
+		if vip.Is6() {
+			f.VNet.GSOType = frame.GSOTCPv6
+		}
+		got := b.only(b.send("a", f), "b")
+		complete(got, l4)
+		if !wiretest.TransportIntact(got.Bytes()) {
+			t.Errorf("VIP %v: completing the rewritten partial checksum gives a wrong sum", vip)
+		}
+	}
+}
+
+// partial is the frame as a kernel with checksum offload hands it out: the field
+// holds the folded sum of the pseudo-header.
+func partial(p wiretest.Packet) (f *frame.Frame, l4Off int) {
+	raw := p.Frame()
+	l4Off = 34
+	pseudo := append(p.Src.AsSlice(), p.Dst.AsSlice()...)
+	if p.Src.Is6() {
+		l4Off = 54
+	}
+	length := len(raw) - l4Off
+	pseudo = append(pseudo, 0, p.Proto, byte(length>>8), byte(length))
+	sum := wiretest.Sum16(pseudo)
+	raw[l4Off+16], raw[l4Off+17] = byte(sum>>8), byte(sum)
+	f = owned(raw)
+	f.VNet = frame.VNet{Flags: frame.NeedsCsum, HdrLen: uint16(l4Off + 20), CsumStart: uint16(l4Off), CsumOffset: 16}
+	return f, l4Off
+}
+
+// complete does what the last kernel does with a partial checksum.
+func complete(f *frame.Frame, l4Off int) {
+	sum := ^wiretest.Sum16(f.Bytes()[l4Off:])
+	f.Bytes()[l4Off+16], f.Bytes()[l4Off+17] = byte(sum>>8), byte(sum)
+}
+
+// A pod that is its own endpoint sees the router as its client (case 11).
+func TestHairpin(t *testing.T) {
+	for _, tt := range []struct{ vip, pod, router netip.Addr }{{vip4, podA4, router4}, {vip6, podA6, router6}} {
+		b := newBed(t)
+		b.services.set(tt.vip, netip.AddrPortFrom(tt.pod, 8080))
+		f := b.only(b.send("a", owned(fromA(wiretest.Packet{Dst: tt.vip, Proto: 6, Flags: wire.SYN, SrcPort: 40000, DstPort: 80}).Frame())), "a")
+		b.wantTuple(f, tt.router, 40000, tt.pod, 8080)
+		f = b.only(b.send("a", owned(fromA(wiretest.Packet{Dst: tt.router, Proto: 6, Flags: wire.SYN | wire.ACK, SrcPort: 8080, DstPort: 40000}).Frame())), "a")
+		b.wantTuple(f, tt.vip, 80, tt.pod, 40000)
+	}
+}
+
+// One source port to a VIP and to the endpoint behind it: the later flow comes
+// from another port, in either order, and both get their answers.
+func TestFlowsWhoseAnswersWouldLookAlike(t *testing.T) {
+	toVIP := fromA(wiretest.Packet{Dst: vip4, Proto: 17, SrcPort: 40000, DstPort: 80, Payload: []byte("v")})
+	direct := fromA(wiretest.Packet{Dst: podB4, Proto: 17, SrcPort: 40000, DstPort: 8080, Payload: []byte("d")})
+	for _, tt := range []struct {
+		name          string
+		first, second wiretest.Packet
+	}{{"VIP first", toVIP, direct}, {"direct first", direct, toVIP}} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			first := b.only(b.send("a", owned(tt.first.Frame())), "b")
+			second := b.only(b.send("a", owned(tt.second.Frame())), "b")
+			h1, h2 := b.headers(first), b.headers(second)
+			if h1.SrcPort != 40000 || h2.SrcPort == 40000 {
+				t.Fatalf("source ports %d and %d, want 40000 and another", h1.SrcPort, h2.SrcPort)
+			}
+			for _, x := range []struct {
+				to  uint16
+				req wiretest.Packet
+			}{{h1.SrcPort, tt.first}, {h2.SrcPort, tt.second}} {
+				answer := fromB(wiretest.Packet{Dst: podA4, Proto: 17, SrcPort: 8080, DstPort: x.to})
+				f := b.only(b.send("b", owned(answer.Frame())), "a")
+				b.wantTuple(f, x.req.Dst, x.req.DstPort, podA4, 40000)
+			}
+		})
+	}
+}
+
+// The netstack speaks to a pod with a client's own address; the pod's answers go
+// back to it, whoever the FIB thinks owns that address.
+func TestAnswersToTheGatewaysFlows(t *testing.T) {
+	for _, client := range []netip.Addr{outside4, outside6, router4, remote4} {
+		b := newBed(t)
+		pod := podA4
+		if client.Is6() {
+			pod = podA6
+		}
+		in := owned(wiretest.Packet{Src: client, Dst: pod, Proto: 6, Flags: wire.SYN, SrcPort: 50000, DstPort: 8080}.Frame())
+		b.only(b.send("gateway", in), "a")
+		answer := fromA(wiretest.Packet{Dst: client, Proto: 6, Flags: wire.SYN | wire.ACK, SrcPort: 8080, DstPort: 50000})
+		f := b.only(b.send("a", owned(answer.Frame())), "gateway")
+		b.wantTuple(f, pod, 8080, client, 50000)
+		// An error the pod raises about that flow belongs to the gateway too.
+		quoted := wiretest.Packet{Src: client, Dst: pod, Proto: 6, Flags: wire.SYN, SrcPort: 50000, DstPort: 8080}
+		oops := fromA(wiretest.Packet{Dst: client, Proto: 1, ICMPType: 3, Code: 3, Payload: quoted.IP()})
+		if client.Is6() {
+			oops.Proto, oops.ICMPType, oops.Code = 58, 1, 4
+		}
+		b.only(b.send("a", owned(oops.Frame())), "gateway")
+	}
+}
+
+// An ICMP error about a rewritten flow reaches the client with the VIP in it.
+func TestErrorsAboutServiceFlowsAreTranslated(t *testing.T) {
+	for _, tt := range []struct {
+		name                      string
+		vip, endpoint, from, want netip.Addr
+		proto                     uint8
+	}{
+		{"from the endpoint, UDP", vip4, remote4, remote4, vip4, 17},
+		{"from the endpoint, TCP", vip4, remote4, remote4, vip4, 6},
+		{"from a router between", vip4, remote4, netip.MustParseAddr("10.244.2.1"), netip.MustParseAddr("10.244.2.1"), 17},
+		{"from the endpoint over IPv6", vip6, remote6, remote6, vip6, 17},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			b.services.set(tt.vip, netip.AddrPortFrom(tt.endpoint, 8080))
+			request := fromA(wiretest.Packet{Dst: tt.vip, Proto: tt.proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 80, Payload: []byte("x")})
+			sent := b.only(b.send("a", owned(request.Frame())), "tunnel")
+			oops := wiretest.Packet{Src: tt.from, Dst: request.Src, Proto: 1, ICMPType: 3, Code: 3, Payload: sent.Bytes()[14:]}
+			if tt.vip.Is6() {
+				oops.Proto, oops.ICMPType, oops.Code = 58, 1, 4
+			}
+			f := b.only(b.send("tunnel", tunnelled(peerIndex, oops)), "a")
+			h := b.headers(f)
+			if h.Src.Netip() != tt.want || h.Dst.Netip() != request.Src {
+				t.Errorf("error from %v to %v, want from %v to %v", h.Src, h.Dst, tt.want, request.Src)
+			}
+			var q wire.Headers
+			if r := wire.ParseQuoted(f.Bytes()[h.PayloadOff:h.End], &q); r != drop.None {
+				t.Fatal(r)
+			}
+			if got, want := tupleOf(&q), (tuple{netip.AddrPortFrom(request.Src, 40000), netip.AddrPortFrom(tt.vip, 80)}); got != want {
+				t.Errorf("quotes %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// Echo through two pods with one identifier: each gets its own answer.
+func TestEchoIdentifiersDoNotMix(t *testing.T) {
+	b := newBed(t)
+	for _, p := range []wiretest.Packet{
+		fromA(wiretest.Packet{Dst: remote4, Proto: 1, ICMPType: 8, EchoID: 5, EchoSeq: 1}),
+		fromB(wiretest.Packet{Dst: remote4, Proto: 1, ICMPType: 8, EchoID: 5, EchoSeq: 1}),
+	} {
+		from, to := "a", podA4
+		if p.Src == podB4 {
+			from, to = "b", podB4
+		}
+		b.only(b.send(from, owned(p.Frame())), "tunnel")
+		reply := wiretest.Packet{Src: remote4, Dst: to, Proto: 1, EchoID: 5, EchoSeq: 1}
+		b.only(b.send("tunnel", tunnelled(peerIndex, reply)), from)
+	}
+}

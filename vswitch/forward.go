@@ -1,0 +1,175 @@
+package vswitch
+
+import (
+	"vswitch/internal/wire"
+	"vswitch/vswitch/drop"
+	"vswitch/vswitch/fib"
+	"vswitch/vswitch/flow"
+	"vswitch/vswitch/frame"
+)
+
+// forward decides one frame: it is staged on an egress port, answered in place
+// (an answer is staged too), or the reason why it goes no further is returned.
+//
+// The order is what makes it safe. First the port's guards, so that nothing is
+// believed of a frame that its sender may not say. Then the flow table, before
+// the FIB: an answer to a spoofed or translated source must go where its flow
+// says, whoever owns that address. Only then the FIB.
+func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
+	h := &w.headers
+	w.rewritten = false
+	if r := wire.Parse(f.Bytes(), h); r != drop.None {
+		return r
+	}
+	if r := w.guard(in, f, h); r != drop.None {
+		return r
+	}
+	if h.EtherType == wire.TypeARP {
+		return w.answerARP(in, f)
+	}
+	if isNeighborDiscovery(h) {
+		return w.answerND(in, f, h)
+	}
+	if isLinkLocal4(&h.Dst) || isLinkLocal6(&h.Dst) {
+		return w.forwardLinkLocal(in, f, h)
+	}
+	if r := checkOffload(f, h); r != drop.None {
+		return r
+	}
+	switch {
+	case h.IsICMPError():
+		return w.forwardQuoting(in, f, h)
+	case !hasFlow(h):
+		return w.forwardFlowless(in, f, h)
+	}
+
+	w.key = flow.KeyOf(h)
+	if !w.lookup(h) || w.hit.Reopens(h.TCPFlags) {
+		if done, r := w.admit(in, f, h); done {
+			return r
+		}
+	}
+	f.Hash = uint32(w.hash)
+	w.sw.cfg.Flows.Track(&w.hit, h.TCPFlags, 1, f.Len(), w.tick)
+	if w.hit.Rewrite {
+		rewrite(f, h, &w.hit.To)
+		w.rewritten = true
+	}
+	if w.hit.Flags&flow.ReplyToGateway != 0 && w.hit.Dir == flow.Reply {
+		return w.send(in, w.sw.gateway.Load(), f, h)
+	}
+	return w.route(in, f, h)
+}
+
+// route sends a packet by the FIB, its destination being final.
+func (w *worker) route(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
+	hop := w.sw.cfg.FIB.Lookup(&h.Dst)
+	switch hop.Kind {
+	case fib.Port:
+		if int(hop.Index) < len(w.ports) {
+			return w.send(in, w.ports[hop.Index], f, h)
+		}
+	case fib.Peer:
+		if in.kind == PortTunnel {
+			return drop.Reflected // nodes are no transit: a loop would have no end but the TTL
+		}
+		f.Peer = hop.Index
+		return w.send(in, w.sw.tunnel.Load(), f, h)
+	case fib.Egress, fib.Node:
+		if in.kind == PortPod {
+			return w.send(in, w.sw.gateway.Load(), f, h)
+		}
+	case fib.Router:
+		return w.answerRouter(in, f, h)
+	case fib.VIP:
+		return w.refuse(in, f, h, drop.NoService)
+	}
+	return w.unreachable(in, f, h, drop.NoRoute)
+}
+
+// send hands a packet to its egress port as a router does: one hop fewer, and
+// not beyond the port's MTU.
+func (w *worker) send(in, out *port, f *frame.Frame, h *wire.Headers) drop.Reason {
+	switch {
+	case out == nil:
+		return drop.NotAttached
+	case out == in && !w.rewritten:
+		return drop.Reflected
+	case h.TTL <= 1 && in.kind != PortGateway:
+		return w.timeExceeded(in, f, h)
+	case packetBytes(f, h) > out.mtuBytes:
+		return w.tooBig(in, f, h, out.mtuBytes)
+	}
+	b := f.Bytes()
+	if in.kind != PortGateway { // netstack is this node's own: its packets have made no hop yet
+		decrementTTL(b, h)
+	}
+	copy(b, out.mac[:])
+	copy(b[6:], GatewayMAC[:])
+	w.stage(out, f)
+	return drop.None
+}
+
+// lookup finds the flow of w.key and leaves it in w.hit.
+func (w *worker) lookup(h *wire.Headers) bool {
+	w.hash = w.sw.cfg.Flows.Hash(&w.key)
+	return w.sw.cfg.Flows.Lookup(&w.key, w.hash, w.tick, &w.hit)
+}
+
+// hasFlow reports whether the packet is of a kind that the flow table holds.
+// Fragments are not: those behind the first carry no ports, so the first would
+// go another way than the rest.
+func hasFlow(h *wire.Headers) bool {
+	if !h.HasL4 || h.Fragment {
+		return false
+	}
+	switch h.Proto {
+	case wire.ProtoTCP, wire.ProtoUDP, wire.ProtoSCTP:
+		return true
+	}
+	return h.IsEcho()
+}
+
+// forwardFlowless sends what has no flow, fragments and other protocols, by the
+// FIB alone. Nothing could rewrite it, so it can't be for a VIP.
+func (w *worker) forwardFlowless(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
+	if r := martianTarget(&h.Dst); r != drop.None {
+		return r
+	}
+	if w.sw.cfg.FIB.Lookup(&h.Dst).Kind == fib.VIP && h.Fragment {
+		return drop.StrayFragment
+	}
+	return w.route(in, f, h)
+}
+
+// packetBytes is the size of the largest IP packet the frame stands for.
+func packetBytes(f *frame.Frame, h *wire.Headers) int {
+	if f.VNet.IsGSO() {
+		return h.PayloadOff - h.L3Off + int(f.VNet.GSOSize)
+	}
+	return h.End - h.L3Off
+}
+
+// checkOffload refuses metadata that contradicts the headers: what is passed on
+// to another kernel, or completed here, must be true.
+func checkOffload(f *frame.Frame, h *wire.Headers) drop.Reason {
+	v := &f.VNet
+	if !v.IsGSO() {
+		return drop.None
+	}
+	ok := v.Flags&frame.NeedsCsum != 0 && int(v.CsumStart) == h.L4Off && v.GSOSize != 0 && h.HasL4 && !h.Fragment
+	switch v.GSOType.Kind() {
+	case frame.GSOTCPv4:
+		ok = ok && h.Proto == wire.ProtoTCP && !h.V6
+	case frame.GSOTCPv6:
+		ok = ok && h.Proto == wire.ProtoTCP && h.V6
+	case frame.GSOUDPL4:
+		ok = ok && h.Proto == wire.ProtoUDP
+	default:
+		ok = false
+	}
+	if !ok {
+		return drop.BadOffload
+	}
+	return drop.None
+}

@@ -1,0 +1,40 @@
+package vswitch
+
+import (
+	"vswitch/internal/wire"
+	"vswitch/vswitch/drop"
+	"vswitch/vswitch/flow"
+	"vswitch/vswitch/frame"
+)
+
+// Queue is one file descriptor's worth of frames: of a TAP device, of a tunnel's
+// UDP socket, or of one side of the netstack.
+//
+// Queue i of a port belongs to worker i: Receive and Transmit are called by that
+// worker alone, from its thread. Close is called once, after the worker has let
+// go of the queue.
+type Queue interface {
+	// PollFD is the descriptor that becomes readable when Receive has something
+	// (level triggered), or -1 for a queue that is only ever written to.
+	PollFD() int
+	// Receive appends frames to b until nothing is pending or b is full. Adding
+	// nothing means nothing was pending. A frame that arrived but can't be used
+	// is kept with its Drop set, so that it is counted. An error means the queue
+	// is dead: its device or socket is gone, and it is not polled again.
+	Receive(b *frame.Batch) error
+	// Transmit sends fs in order, borrowed for the call. A frame that could not
+	// be sent gets its Drop set; the others are gone.
+	Transmit(fs []*frame.Frame)
+	// Close releases the descriptor.
+	Close() error
+}
+
+// Services answers for the VIPs. It is called by every worker at once, per flow
+// and not per frame, and must not block.
+type Services interface {
+	// Pick chooses the endpoint for a new flow to a VIP. A reason other than
+	// drop.None refuses it: drop.NoService or drop.NoEndpoint.
+	Pick(k *flow.Key, h *wire.Headers) (flow.Endpoint, drop.Reason)
+	// HasVIP reports whether some service has this address.
+	HasVIP(a *wire.Addr) bool
+}

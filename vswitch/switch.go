@@ -1,0 +1,254 @@
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vswitch/internal/wire"
+	"vswitch/vswitch/fib"
+	"vswitch/vswitch/flow"
+)
+
+// Config is what a switch is built from.
+type Config struct {
+	// Workers is the number of forwarding threads, 1 to 64; zero means 1.
+	Workers  int
+	FIB      *fib.Table
+	Flows    *flow.Table
+	Services Services
+	// QueueDied is told of a queue whose device or socket is gone; it may call
+	// RemovePort from another goroutine. Nil: nobody asks.
+	QueueDied func(portName string, err error)
+}
+
+// Facts are what the switch must know of its node.
+type Facts struct {
+	// Routers are the node's router addresses, one a family at most: the source
+	// of ICMP errors and of hairpin flows. Without one, that family sends neither.
+	Routers []netip.Addr
+	// TunnelPorts are UDP ports at which nodes accept tunnelled frames: a pod's
+	// datagrams to them at a node's address are dropped.
+	TunnelPorts []uint16
+}
+
+// facts are Facts as workers read them.
+type facts struct {
+	router4, router6 wire.Addr // zero: none
+	tunnelPorts      []uint16
+}
+
+func (f *facts) router(v6 bool) *wire.Addr {
+	a := &f.router4
+	if v6 {
+		a = &f.router6
+	}
+	if *a == (wire.Addr{}) {
+		return nil
+	}
+	return a
+}
+
+// Switch owns ports and workers. Its methods may be called from any goroutine.
+type Switch struct {
+	cfg     Config
+	start   time.Time
+	workers []*worker
+	facts   atomic.Pointer[facts]
+	gateway atomic.Pointer[port] // the gateway port, when there is one
+	tunnel  atomic.Pointer[port] // the tunnel port, when there is one
+
+	// ports is indexed by port id; nil where none is. Workers load it once per
+	// batch; changes publish a copy.
+	ports atomic.Pointer[[]*port]
+
+	mu     sync.Mutex
+	closed bool // guarded by mu, as is the writing of ports
+}
+
+// New starts the workers of a switch without ports.
+func New(cfg Config) (*Switch, error) {
+	if cfg.Workers == 0 {
+		cfg.Workers = 1
+	}
+	if cfg.Workers < 1 || cfg.Workers > 64 {
+		return nil, fmt.Errorf("vswitch: %d workers, want 1 to 64", cfg.Workers)
+	}
+	if cfg.FIB == nil || cfg.Flows == nil || cfg.Services == nil {
+		return nil, errors.New("vswitch: FIB, Flows and Services must be given")
+	}
+	s := &Switch{cfg: cfg, start: time.Now()}
+	s.facts.Store(&facts{})
+	s.ports.Store(new([]*port))
+	for i := range cfg.Workers {
+		w, err := newWorker(s, i)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("vswitch: worker %d: %w", i, err), s.Close())
+		}
+		s.workers = append(s.workers, w)
+		go w.run()
+	}
+	return s, nil
+}
+
+// tickLength is the unit of flow ages: coarse enough that one reading of the
+// clock serves a whole wake-up.
+const tickLength = 100 * time.Millisecond
+
+// Tick is the switch's clock, in units of 100 ms since it began: what the flow
+// table's ages are counted in.
+func (s *Switch) Tick() uint32 { return uint32(time.Since(s.start) / tickLength) }
+
+// Workers is the number of workers: how many queues every port must have.
+func (s *Switch) Workers() int { return len(s.workers) }
+
+// SetFacts replaces what the switch knows of its node.
+func (s *Switch) SetFacts(f Facts) {
+	n := &facts{tunnelPorts: slices.Clone(f.TunnelPorts)}
+	for _, a := range f.Routers {
+		if a.Is4() {
+			n.router4 = wire.AddrFrom(a)
+		} else {
+			n.router6 = wire.AddrFrom(a)
+		}
+	}
+	s.facts.Store(n)
+}
+
+// AddPort opens a port to traffic and returns its id, the index of its next hop
+// in the FIB. It takes the queues, also when it fails.
+func (s *Switch) AddPort(c PortConfig) (uint32, error) {
+	if err := c.validate(len(s.workers)); err != nil {
+		return 0, errors.Join(fmt.Errorf("vswitch: add port %q: %w", c.Name, err), newPort(0, &c).closeQueues())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, err := s.publish(&c)
+	if err == nil {
+		err = s.startPolling(p)
+	}
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("vswitch: add port %q: %w", c.Name, err), newPort(0, &c).closeQueues())
+	}
+	return p.id, nil
+}
+
+// publish puts a port in the first free place of the table. Callers hold mu.
+func (s *Switch) publish(c *PortConfig) (*port, error) {
+	if s.closed {
+		return nil, errors.New("the switch is closed")
+	}
+	old := *s.ports.Load()
+	id := len(old)
+	for i, p := range old {
+		if p == nil {
+			id = min(id, i)
+		} else if p.name == c.Name {
+			return nil, errors.New("a port of that name exists")
+		}
+	}
+	ports := slices.Clone(old)
+	if id == len(ports) {
+		ports = append(ports, nil)
+	}
+	p := newPort(uint32(id), c)
+	ports[id] = p
+	for _, w := range s.workers {
+		w.do(func() { w.makeRoom(len(ports)) })
+	}
+	s.ports.Store(&ports)
+	switch p.kind {
+	case PortGateway:
+		s.gateway.Store(p)
+	case PortTunnel:
+		s.tunnel.Store(p)
+	}
+	return p, nil
+}
+
+// startPolling lets each worker wait on its queue. Callers hold mu.
+func (s *Switch) startPolling(p *port) error {
+	for i, w := range s.workers {
+		var err error
+		w.do(func() { err = w.poll(p, p.queues[i]) })
+		if err != nil {
+			s.withdraw(p)
+			return err
+		}
+	}
+	return nil
+}
+
+// withdraw takes a port from every worker: on return none uses it or its queues.
+// Callers hold mu.
+func (s *Switch) withdraw(p *port) {
+	ports := slices.Clone(*s.ports.Load())
+	ports[p.id] = nil
+	s.gateway.CompareAndSwap(p, nil)
+	s.tunnel.CompareAndSwap(p, nil)
+	s.ports.Store(&ports)
+	for _, w := range s.workers {
+		w.do(func() { w.forget(p) })
+	}
+}
+
+// RemovePort closes a port and its queues. When it returns, no frame enters or
+// leaves by it. Routes to it are the caller's to remove first.
+func (s *Switch) RemovePort(id uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ports := *s.ports.Load()
+	if int(id) >= len(ports) || ports[id] == nil {
+		return fmt.Errorf("vswitch: remove port %d: no such port", id)
+	}
+	p := ports[id]
+	s.withdraw(p)
+	if err := p.closeQueues(); err != nil {
+		return fmt.Errorf("vswitch: remove port %q: %w", p.name, err)
+	}
+	return nil
+}
+
+// PortStats pairs a port with its counters.
+type PortStats struct {
+	ID   uint32
+	Kind PortKind
+	Name string
+	Stats
+}
+
+// Stats lists every port's counters.
+func (s *Switch) Stats() []PortStats {
+	var all []PortStats
+	for _, p := range *s.ports.Load() {
+		if p != nil {
+			all = append(all, PortStats{ID: p.id, Kind: p.kind, Name: p.name, Stats: p.stats()})
+		}
+	}
+	return all
+}
+
+// Close stops the workers, then closes every port. It may be called twice.
+func (s *Switch) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	for _, w := range s.workers {
+		w.stop()
+	}
+	var errs []error
+	for _, p := range *s.ports.Load() {
+		if p != nil {
+			errs = append(errs, p.closeQueues())
+		}
+	}
+	s.ports.Store(new([]*port))
+	return errors.Join(errs...)
+}
