@@ -1,0 +1,237 @@
+package arrows
+
+import (
+	"bytes"
+	"go/format"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// A pattern is a package path below the module, or one with /... for it and
+// all below it.
+
+// never lists what a package must not reach, neither itself nor through others.
+var never = []struct {
+	from   string
+	to     []string
+	except []string
+	why    string
+}{
+	{
+		from: "vswitch/...", to: []string{"tap/...", "tunnel/...", "control/...", "cni/...", "bench/...", "internal/node/..."},
+		why: "the switch knows queues, not what is behind them, and is driven, not driving",
+	},
+	{
+		from: "vswitch", to: []string{"vswitch/gateway/..."},
+		why: "the switch declares the Services it needs; the gateway satisfies it",
+	},
+	{
+		from: "control/...", to: []string{"vswitch/...", "tap/...", "tunnel/...", "cni/...", "bench/...", "internal/node/..."},
+		except: []string{"vswitch/frame", "vswitch/drop"},
+		why:    "the control plane never touches a packet: it declares the Dataplane it drives (frame is for its MAC type)",
+	},
+	{
+		from: "tap/...", to: []string{"vswitch", "vswitch/fib", "vswitch/flow", "vswitch/gateway/...", "tunnel/...", "control/...", "cni/..."},
+		why: "a queue moves frames and decides nothing",
+	},
+	{
+		from: "tunnel/...", to: []string{"vswitch", "vswitch/fib", "vswitch/flow", "vswitch/gateway/...", "tap/...", "control/...", "cni/..."},
+		why: "a queue moves frames and decides nothing",
+	},
+	{
+		from: "vswitch/fib", to: []string{"vswitch", "vswitch/flow", "vswitch/frame", "vswitch/gateway/..."},
+		why: "a leaf",
+	},
+	{
+		from: "vswitch/flow", to: []string{"vswitch", "vswitch/fib", "vswitch/frame", "vswitch/gateway/..."},
+		why: "a leaf",
+	},
+	{
+		from: "internal/wire", to: []string{"..."}, except: []string{"vswitch/drop"},
+		why: "headers are pure",
+	},
+	{
+		from: "internal/offload", to: []string{"..."}, except: []string{"vswitch/frame", "vswitch/drop", "internal/wire"},
+		why: "offload arithmetic is pure",
+	},
+}
+
+// only lists all of ours that a package may import itself.
+var only = []struct {
+	from string
+	to   []string
+	why  string
+}{
+	{from: "vswitch/drop", why: "everything may name a reason"},
+	{from: "vswitch/frame", to: []string{"vswitch/drop"}, why: "the unit that everything moves"},
+	{from: "control/api/v1", why: "generated, and the plugin imports it"},
+	{
+		from: "cni/...", to: []string{"control/api/v1", "tap", "internal/fdpass", "vswitch/frame", "cni/..."},
+		why: "the plugin only asks the daemon and sets up a namespace",
+	},
+	{from: "internal/traffic", why: "it measures the product from outside"},
+	{from: "internal/lab/...", to: []string{"internal/lab/..."}, why: "it drives the product through its binaries"},
+	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic"}, why: "it drives the product through its binaries"},
+}
+
+// importers lists who alone may import a package.
+var importers = []struct {
+	to   string
+	from []string
+	why  string
+}{
+	{to: "cmd/...", why: "a main is nobody's library"},
+	{to: "internal/node/...", from: []string{"cmd/vswitch", "internal/node/..."}, why: "the wiring is the daemon's"},
+	{to: "internal/demo", from: []string{"cmd/vswitch-demo"}, why: "it is the demo's"},
+	{to: "bench/...", from: []string{"cmd/vswitch-bench", "bench/..."}, why: "it is the benchmark's"},
+	{to: "cni/...", from: []string{"cmd/vswitch-cni", "cni/..."}, why: "it is the plugin's"},
+	{to: "internal/lab/...", from: []string{"internal/lab/...", "internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product never builds labs"},
+	{to: "internal/traffic", from: []string{"internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product makes no test traffic"},
+	{to: "vswitch/queuetest", why: "for tests"},
+	{to: "internal/wiretest", why: "for tests"},
+}
+
+func match(pattern, p string) bool {
+	if pattern == "..." {
+		return true
+	}
+	if root, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return p == root || strings.HasPrefix(p, root+"/")
+	}
+	return p == pattern
+}
+
+func matchAny(patterns []string, p string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool { return match(pattern, p) })
+}
+
+// isTestHelper: packages of test doubles are imported by tests alone, and may
+// import what tests may.
+func isTestHelper(p string) bool { return strings.HasSuffix(path.Base(p), "test") }
+
+// reach calls f for every package that from leads to, with the way there.
+func reach(pkgs map[string]*pkg, from string, f func(to string, way []string)) {
+	seen := map[string]bool{from: true}
+	var walk func(p string, way []string)
+	walk = func(p string, way []string) {
+		if pkgs[p] == nil {
+			return
+		}
+		for to := range pkgs[p].imports {
+			if !seen[to] {
+				seen[to] = true
+				w := append(slices.Clone(way), to)
+				f(to, w)
+				walk(to, w)
+			}
+		}
+	}
+	walk(from, []string{from})
+}
+
+func TestArrowsPointDown(t *testing.T) {
+	pkgs := packages(t)
+	for _, r := range never {
+		found := false
+		for p := range pkgs {
+			if !match(r.from, p) || isTestHelper(p) {
+				continue
+			}
+			found = true
+			reach(pkgs, p, func(to string, way []string) {
+				if matchAny(r.to, to) && !matchAny(r.except, to) {
+					t.Errorf("%s must not reach %s (%s), but %s", p, to, r.why, strings.Join(way, " -> "))
+				}
+			})
+		}
+		if !found {
+			t.Logf("no package matches %q yet", r.from)
+		}
+	}
+	for _, r := range only {
+		for p, pk := range pkgs {
+			if !match(r.from, p) || isTestHelper(p) {
+				continue
+			}
+			for to, by := range pk.imports {
+				if !matchAny(r.to, to) {
+					t.Errorf("%s may import only %v of ours (%s); %v import %s", p, r.to, r.why, by, to)
+				}
+			}
+		}
+	}
+	for _, r := range importers {
+		for p, pk := range pkgs {
+			for to, by := range pk.imports {
+				if match(r.to, to) && !matchAny(r.from, p) && !isTestHelper(p) {
+					t.Errorf("only %v may import %s (%s); %v do", r.from, to, r.why, by)
+				}
+			}
+		}
+	}
+}
+
+func TestPlatformPackagesStayWhereTheyBelong(t *testing.T) {
+	for p, pk := range packages(t) {
+		for imported, by := range pk.std {
+			switch {
+			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/lab/...", "bench/..."}, p):
+				t.Errorf("%v: the daemon never configures a namespace, so it has no use for %s", by, imported)
+			case strings.HasPrefix(imported, "gvisor.dev/") && !match("vswitch/gateway/...", p):
+				t.Errorf("%v: netstack is the gateway's, not %s's", by, p)
+			case imported == "testing" && !isTestHelper(p):
+				t.Errorf("%v: the product does not import testing", by)
+			case imported == "C":
+				t.Errorf("%v: binaries are built without cgo", by)
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	for p, pk := range packages(t) {
+		if pk.onlyTests {
+			continue
+		}
+		name := "Package " + pk.name + " "
+		if pk.name == "main" {
+			name = "Command " + path.Base(p) + " "
+		}
+		if !strings.HasPrefix(pk.doc, name) && !isGeneratedPackage(t, p) {
+			t.Errorf("%s: its doc comment must begin with %q; it begins with %q", p, name, firstLine(pk.doc))
+		}
+		if strings.Count("\n"+pk.doc, "\n"+name) > 1 {
+			t.Errorf("%s: more than one file has the package's doc comment", p)
+		}
+		if slices.Contains([]string{"util", "utils", "common", "helpers", "types", "misc"}, path.Base(p)) {
+			t.Errorf("%s: name the idea", p)
+		}
+	}
+}
+
+func isGeneratedPackage(t *testing.T, p string) bool {
+	for _, f := range files(t) {
+		if path.Dir(f.name) == p && !f.isTest() && !f.isGenerated() {
+			return false
+		}
+	}
+	return true
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+func TestFormattedByGofmt(t *testing.T) {
+	for _, f := range files(t) {
+		want, err := format.Source(f.src)
+		if err != nil {
+			t.Errorf("%s: %v", f.name, err)
+		} else if !bytes.Equal(f.src, want) {
+			t.Errorf("%s: not formatted: make fmt", f.name)
+		}
+	}
+}
