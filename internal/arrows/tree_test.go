@@ -20,6 +20,7 @@ const module = "vswitch"
 // pkg is one directory of Go files.
 type pkg struct {
 	path      string              // relative to the module: "vswitch/fib"
+	name      string              // of its package clause
 	imports   map[string][]string // what its files, tests apart, import of ours -> the files that do
 	std       map[string][]string // everything else they import
 	doc       string              // package comment
