@@ -1,0 +1,144 @@
+//go:build linux
+
+package vxlan
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/wire"
+	"vswitch/tunnel/udp"
+	"vswitch/vswitch/drop"
+	"vswitch/vswitch/frame"
+)
+
+// Any inner frame that a datagram can bring fits a frame.
+const _ = uint(frame.MaxBytes - (udp.MaxDatagramBytes - HeaderBytes))
+
+// Receive appends received frames to the batch until nothing is pending or the
+// batch is full. A packet that must not be forwarded is kept, without its bytes,
+// with Drop saying why and Peer, where known, whom it came from. An error means
+// that the sockets are dead.
+func (q *Queue) Receive(b *frame.Batch) error {
+	ms := q.t.members.Load()
+	// Merged packets take no frame, so the batch alone would not bound a call.
+	budget := frame.BatchBytes
+	var err error
+	for i := range q.links {
+		l := q.links[(q.turn+i)%len(q.links)]
+		if err = q.drain(l, ms, b, &budget); err != nil {
+			break
+		}
+	}
+	q.turn = (q.turn + 1) % len(q.links)
+	q.coalescer.Flush()
+	q.signal()
+	return err
+}
+
+// drain reads one link.
+func (q *Queue) drain(l *link, ms *members, b *frame.Batch, budget *int) error {
+	l.drained = false
+	for {
+		for ; l.next < l.n; l.next, l.off = l.next+1, 0 {
+			if !q.readMessage(l, ms, b, budget) {
+				return nil
+			}
+		}
+		if l.drained || b.Full() || *budget <= 0 {
+			return nil
+		}
+		n, err := l.conn.Receive()
+		if err != nil {
+			return err
+		}
+		l.next, l.n, l.off = 0, n, 0
+		l.drained = n < l.conn.Capacity()
+	}
+}
+
+// readMessage puts the datagrams of the link's current message into the batch,
+// and reports false when the batch is full before the message's end.
+func (q *Queue) readMessage(l *link, ms *members, b *frame.Batch, budget *int) bool {
+	msg := l.conn.Message(l.next)
+	m := ms.from(msg.From)
+	for {
+		if b.Full() || *budget <= 0 {
+			return false
+		}
+		data := msg.Data[l.off:min(l.off+msg.SegmentBytes, len(msg.Data))]
+		q.readDatagram(data, msg, m, b)
+		*budget -= len(data)
+		l.off += msg.SegmentBytes
+		if l.off >= len(msg.Data) { // an empty datagram is one, too
+			return true
+		}
+	}
+}
+
+// readDatagram judges one datagram and puts what it holds into the batch, which
+// has room.
+func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.Batch) {
+	inner, reason := decapsulate(data, msg, m, &q.t.cfg.MAC)
+	parsed := false
+	if reason == drop.None {
+		// What can't be parsed goes on as it is: the switch parses every frame and
+		// counts those it can't.
+		parsed = !q.t.cfg.NoCoalesce && wire.Parse(inner, &q.h) == drop.None
+		if parsed && q.coalescer.Merge(inner, &q.h, m.ID) {
+			return
+		}
+	}
+	f := b.Next()
+	if m != nil {
+		f.Peer = m.ID
+	}
+	f.Drop = reason
+	if reason == drop.None {
+		copy(f.Space(), inner)
+		f.SetLen(len(inner))
+	}
+	b.Keep()
+	if parsed {
+		q.coalescer.Open(f, &q.h)
+	}
+}
+
+// decapsulate gives the inner frame, with the outer congestion mark carried over
+// in place, or the reason against it. own is this node's VTEP MAC.
+func decapsulate(data []byte, msg *udp.Message, m *member, own *frame.MAC) ([]byte, drop.Reason) {
+	if msg.Truncated {
+		return nil, drop.Truncated
+	}
+	vni, inner, ok := parseHeader(data)
+	switch {
+	case !ok:
+		return nil, drop.NotVXLAN
+	case m == nil:
+		return nil, drop.NotMember
+	case vni != m.VNI:
+		return nil, drop.UnknownVNI
+	case len(inner) < wire.EthernetBytes:
+		return nil, drop.BadInner
+	}
+	dst, src := frame.MAC(inner[:6]), frame.MAC(inner[6:12])
+	switch {
+	case src.IsMulticast() || src.IsZero() || src == *own:
+		return nil, drop.BadInner
+	case dst.IsMulticast():
+		return nil, drop.Multicast
+	case dst != *own:
+		return nil, drop.BadInner
+	}
+	if r := decapsulateECN(msg.TOS, inner); r != drop.None {
+		return nil, r
+	}
+	return inner, drop.None
+}
+
+// rawIO reads or writes the event's word without the scheduler's notice.
+func rawIO(trap uintptr, fd int, word *[8]byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(trap, uintptr(fd), uintptr(unsafe.Pointer(word)), uintptr(len(word)))
+	return int(n), errno
+}

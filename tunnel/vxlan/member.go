@@ -1,0 +1,177 @@
+//go:build linux
+
+package vxlan
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+
+	"vswitch/internal/wire"
+	"vswitch/tunnel/udp"
+	"vswitch/vswitch/frame"
+)
+
+// Members are the other ends of the tunnel. Workers read an immutable snapshot
+// through one atomic pointer, loaded once per batch; a change copies the maps
+// (thousands of entries, rare) and publishes the copy.
+//
+// A member is known by address and port, since several nodes may live behind one
+// underlay address. Flannel's nodes send from any port and are known by address
+// alone: an exact match goes first.
+
+// Peer describes a member.
+type Peer struct {
+	// ID names the member to the switch: frame.Frame.Peer and the FIB's next hop. Not zero.
+	ID uint32
+	// Node is its name, for logs.
+	Node string
+	// Underlay is its address; its family must be one this tunnel has.
+	Underlay netip.Addr
+	// Ports are the UDP ports it receives at, one per flow chosen by hash, and,
+	// without AnyPort, the only ones it sends from. Empty: the tunnel's own port number.
+	Ports []uint16
+	// AnyPort accepts any source port of its address: a Linux VXLAN device picks one per flow.
+	AnyPort bool
+	// VNI is its network identifier, both ways; 0: the tunnel's own.
+	VNI uint32
+	// MAC is its VTEP's, unicast.
+	MAC frame.MAC
+}
+
+// ErrPeerTaken: another member has the address and port. Remove that one first.
+var ErrPeerTaken = errors.New("underlay address and port belong to another member")
+
+type member struct {
+	Peer
+	v6    bool
+	dests []*udp.Dest // by Ports
+}
+
+// members is a snapshot; never changed once published.
+type members struct {
+	byID     map[uint32]*member
+	bySource map[udp.Addr]*member  // those with exact ports
+	byAddr   map[wire.Addr]*member // those with AnyPort
+}
+
+// from finds the member that sends from a.
+func (ms *members) from(a udp.Addr) *member {
+	if m := ms.bySource[a]; m != nil {
+		return m
+	}
+	return ms.byAddr[a.IP]
+}
+
+// dest is where frames with this hash go: always the same port for a flow.
+func (m *member) dest(hash uint32) *udp.Dest {
+	return m.dests[uint64(hash)*uint64(len(m.dests))>>32]
+}
+
+// SetPeer adds a member, or replaces the one with the same ID. It may be called
+// while workers run; they see the change with their next batch.
+func (t *Tunnel) SetPeer(p Peer) error {
+	m, err := t.newMember(p)
+	if err != nil {
+		return fmt.Errorf("vxlan: peer %q: %w", p.Node, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := t.members.Load().without(p.ID)
+	if err := next.add(m); err != nil {
+		return fmt.Errorf("vxlan: peer %q: %w", p.Node, err)
+	}
+	t.members.Store(next)
+	return nil
+}
+
+// RemovePeer removes a member and reports whether it was there.
+func (t *Tunnel) RemovePeer(id uint32) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.members.Load()
+	if now.byID[id] == nil {
+		return false
+	}
+	t.members.Store(now.without(id))
+	return true
+}
+
+func (t *Tunnel) newMember(p Peer) (*member, error) {
+	p.Underlay = p.Underlay.Unmap()
+	if len(p.Ports) == 0 {
+		p.Ports = []uint16{t.cfg.Port}
+	}
+	if p.VNI == 0 {
+		p.VNI = t.cfg.VNI
+	}
+	switch {
+	case p.ID == 0:
+		return nil, errors.New("id 0: want another")
+	case !p.Underlay.IsValid() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast() || p.Underlay.Zone() != "":
+		return nil, fmt.Errorf("underlay address %v: want a unicast address without zone", p.Underlay)
+	case !t.hasFamily(p.Underlay):
+		return nil, fmt.Errorf("underlay address %v: this node has no underlay address of that family", p.Underlay)
+	case p.VNI > MaxVNI:
+		return nil, fmt.Errorf("VNI %d: want at most %d", p.VNI, MaxVNI)
+	case p.MAC.IsZero() || p.MAC.IsMulticast():
+		return nil, fmt.Errorf("VTEP MAC %v: want a unicast address", p.MAC)
+	}
+	m := &member{Peer: p, v6: p.Underlay.Is6()}
+	m.Ports = append([]uint16(nil), p.Ports...)
+	for _, port := range m.Ports {
+		if port == 0 {
+			return nil, errors.New("port 0: want 1 to 65535")
+		}
+		m.dests = append(m.dests, udp.NewDest(netip.AddrPortFrom(p.Underlay, port)))
+	}
+	return m, nil
+}
+
+// without copies the snapshot, less one member.
+func (ms *members) without(id uint32) *members {
+	next := &members{byID: maps.Clone(ms.byID), bySource: maps.Clone(ms.bySource), byAddr: maps.Clone(ms.byAddr)}
+	old := next.byID[id]
+	if old == nil {
+		return next
+	}
+	delete(next.byID, id)
+	if old.AnyPort {
+		delete(next.byAddr, wire.AddrFrom(old.Underlay))
+		return next
+	}
+	for _, a := range old.sources() {
+		delete(next.bySource, a)
+	}
+	return next
+}
+
+// add puts a member into a snapshot that is not published yet.
+func (ms *members) add(m *member) error {
+	if m.AnyPort {
+		ip := wire.AddrFrom(m.Underlay)
+		if other := ms.byAddr[ip]; other != nil {
+			return fmt.Errorf("%v, any port: %w (%s)", m.Underlay, ErrPeerTaken, other.Node)
+		}
+		ms.byAddr[ip] = m
+	} else {
+		for _, a := range m.sources() {
+			if other := ms.bySource[a]; other != nil && other != m {
+				return fmt.Errorf("%v: %w (%s)", a, ErrPeerTaken, other.Node)
+			}
+			ms.bySource[a] = m
+		}
+	}
+	ms.byID[m.ID] = m
+	return nil
+}
+
+// sources are the addresses it sends from, where they are known.
+func (m *member) sources() []udp.Addr {
+	var as []udp.Addr
+	for _, port := range m.Ports {
+		as = append(as, udp.Addr{IP: wire.AddrFrom(m.Underlay), Port: port})
+	}
+	return as
+}

@@ -1,0 +1,269 @@
+//go:build linux
+
+// Package vxlan joins switches over UDP with VXLAN (RFC 7348), as flannel and
+// the Linux vxlan device speak it.
+//
+// It carries frames between members that it is told of; it never learns
+// addresses, never floods, never fragments (RFC 7348 section 4.3) and does not
+// encrypt. Inner MAC addresses are those of the two VTEPs. Super-frames are cut
+// once, on the way into sendmmsg, and rebuilt on the way out of recvmmsg. What an
+// inner address may be is the switch's to judge: a received frame names its
+// member in Frame.Peer.
+//
+// Queue i belongs to worker i. New, SetPeer, RemovePeer, Stats and Close may be
+// called from any goroutine, Close only after the workers let go.
+package vxlan
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"vswitch/internal/wire"
+	"vswitch/tunnel/udp"
+	"vswitch/vswitch/frame"
+)
+
+// Config says how to open a tunnel.
+type Config struct {
+	// Underlays are this node's addresses towards the others: one of IPv4, one of
+	// IPv6, or both. Not wildcards: frames leave from them.
+	Underlays []netip.Addr
+	// Port is the first UDP port; 0: DefaultPort.
+	Port uint16
+	// Sockets is the number of queues, at most 64; 0: 1. Each has a port of its own,
+	// Port, Port+1, ..., as far as they can be had.
+	Sockets int
+	// VNI is this node's network identifier, 1 to 2^24-1; 0: DefaultVNI.
+	VNI uint32
+	// MAC is this node's VTEP address, unicast.
+	MAC frame.MAC
+	// Offload allows UDP segmentation offload on send and receive where the kernel has it.
+	Offload bool
+	// USO and TSOECN say what every destination of received frames takes, beside
+	// TSO4 and TSO6: merged datagrams (frame.GSOUDPL4), merged segments that begin with CWR.
+	USO, TSOECN bool
+	// NoCoalesce leaves received packets as they came, for destinations without TSO.
+	NoCoalesce bool
+	// UnderlayMTUBytes bounds outer IP packets; 0: the MTU of each underlay address's link.
+	UnderlayMTUBytes int
+	// BufferBytes sizes each socket's buffers; 0: udp.DefaultBufferBytes.
+	BufferBytes int
+	// Log gets state changes; nil: slog.Default().
+	Log *slog.Logger
+}
+
+const maxSockets = 64
+
+func (c *Config) setDefaults() {
+	if c.Port == 0 {
+		c.Port = DefaultPort
+	}
+	if c.Sockets == 0 {
+		c.Sockets = 1
+	}
+	if c.VNI == 0 {
+		c.VNI = DefaultVNI
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+}
+
+func (c *Config) validate() error {
+	var families [2]bool
+	for _, a := range c.Underlays {
+		v6 := 0
+		if a.Unmap().Is6() {
+			v6 = 1
+		}
+		switch {
+		case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "":
+			return fmt.Errorf("underlay address %v: want a unicast address of this host, without zone", a)
+		case families[v6]:
+			return fmt.Errorf("underlay address %v: want at most one of each family", a)
+		}
+		families[v6] = true
+	}
+	switch {
+	case len(c.Underlays) == 0:
+		return errors.New("no underlay address: want one of IPv4, of IPv6, or both")
+	case c.Sockets < 1 || c.Sockets > maxSockets:
+		return fmt.Errorf("%d sockets: want 1 to %d", c.Sockets, maxSockets)
+	case int(c.Port)+c.Sockets-1 > 65535:
+		return fmt.Errorf("%d ports from %d: they end beyond 65535", c.Sockets, c.Port)
+	case c.VNI > MaxVNI:
+		return fmt.Errorf("VNI %d: want 1 to %d", c.VNI, MaxVNI)
+	case c.MAC.IsZero() || c.MAC.IsMulticast():
+		return fmt.Errorf("VTEP MAC %v: want a unicast address", c.MAC)
+	case c.UnderlayMTUBytes < 0:
+		return fmt.Errorf("underlay MTU %d: want 0 or more", c.UnderlayMTUBytes)
+	}
+	return nil
+}
+
+// Tunnel is an open VXLAN end point.
+type Tunnel struct {
+	cfg     Config
+	queues  []*Queue
+	ports   []uint16
+	members atomic.Pointer[members]
+
+	mu sync.Mutex // serialises writers of members
+}
+
+// underlay is one address to send from.
+type underlay struct {
+	addr     netip.Addr
+	v6       bool
+	mtuBytes int // of outer IP packets
+	gso      bool
+}
+
+// New opens the tunnel's sockets. The first port must be had on every underlay
+// address: errors.Is(err, unix.EADDRINUSE) where another program has it. Further
+// ones that are taken are left out: their queues share the other queues' sockets
+// for sending, and receive nothing.
+func New(cfg Config) (*Tunnel, error) {
+	cfg.setDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("vxlan: %w", err)
+	}
+	t := &Tunnel{cfg: cfg}
+	t.members.Store(&members{
+		byID: map[uint32]*member{}, bySource: map[udp.Addr]*member{}, byAddr: map[wire.Addr]*member{},
+	})
+	underlays, err := t.underlays()
+	if err != nil {
+		return nil, err
+	}
+	conns, err := t.listen(underlays)
+	if err != nil {
+		return nil, err
+	}
+	for i := range cfg.Sockets {
+		q, err := t.newQueue(underlays, conns, i)
+		if err != nil {
+			closeAll(conns[min(i, len(conns)):])
+			return nil, errors.Join(err, t.Close())
+		}
+		t.queues = append(t.queues, q)
+	}
+	return t, nil
+}
+
+func (t *Tunnel) underlays() ([]underlay, error) {
+	var us []underlay
+	for _, a := range t.cfg.Underlays {
+		a = a.Unmap()
+		u := underlay{addr: a, v6: a.Is6(), mtuBytes: t.cfg.UnderlayMTUBytes, gso: t.cfg.Offload}
+		if u.mtuBytes == 0 {
+			mtu, err := LinkMTU(a)
+			if err != nil {
+				return nil, err
+			}
+			u.mtuBytes = mtu
+		}
+		if u.gso {
+			if err := udp.VerifyGSO(a); errors.Is(err, udp.ErrBadGSO) {
+				t.cfg.Log.Warn("vxlan: packets are sent alone", "addr", a, "err", err)
+				u.gso = false
+			} else if err != nil {
+				return nil, fmt.Errorf("vxlan: underlay %v: %w", a, err)
+			}
+		}
+		us = append(us, u)
+	}
+	return us, nil
+}
+
+// listen opens sockets: the result has one element for each port had, and in it
+// one Conn for each underlay.
+func (t *Tunnel) listen(us []underlay) ([][]*udp.Conn, error) {
+	var conns [][]*udp.Conn
+	for i := range t.cfg.Sockets {
+		port := t.cfg.Port + uint16(i)
+		set, err := t.listenPort(us, port)
+		if err != nil && i == 0 {
+			return nil, fmt.Errorf("vxlan: port %d, the first, is needed: %w", port, err)
+		}
+		if err != nil {
+			t.cfg.Log.Warn("vxlan: port left out", "port", port, "err", err)
+			continue
+		}
+		conns = append(conns, set)
+		t.ports = append(t.ports, port)
+	}
+	return conns, nil
+}
+
+func (t *Tunnel) listenPort(us []underlay, port uint16) ([]*udp.Conn, error) {
+	var set []*udp.Conn
+	for _, u := range us {
+		c, err := udp.Listen(udp.Config{
+			Local:       netip.AddrPortFrom(u.addr, port),
+			BufferBytes: t.cfg.BufferBytes,
+			Offload:     t.cfg.Offload,
+			Log:         t.cfg.Log,
+		})
+		if err != nil {
+			closeAll([][]*udp.Conn{set})
+			return nil, err
+		}
+		if !u.gso {
+			c.DisableGSO()
+		}
+		set = append(set, c)
+	}
+	return set, nil
+}
+
+func closeAll(sets [][]*udp.Conn) {
+	for _, set := range sets {
+		for _, c := range set {
+			c.Close()
+		}
+	}
+}
+
+// Ports are the UDP ports that were had, for other nodes to send to. The first is Config.Port.
+func (t *Tunnel) Ports() []uint16 { return append([]uint16(nil), t.ports...) }
+
+// Queue is worker i's, 0 <= i < Config.Sockets.
+func (t *Tunnel) Queue(i int) *Queue { return t.queues[i] }
+
+func (t *Tunnel) hasFamily(a netip.Addr) bool {
+	for _, u := range t.cfg.Underlays {
+		if u.Unmap().Is6() == a.Is6() {
+			return true
+		}
+	}
+	return false
+}
+
+// Stats sums the sockets' counts.
+func (t *Tunnel) Stats() udp.Stats {
+	var sum udp.Stats
+	for _, q := range t.queues {
+		for _, l := range q.links {
+			s := l.conn.Stats()
+			sum.GSORefused += s.GSORefused
+			sum.SendFull += s.SendFull
+			sum.ReceiveErrors += s.ReceiveErrors
+			sum.ReceiveOverflow += s.ReceiveOverflow
+		}
+	}
+	return sum
+}
+
+// Close closes every queue; a second call does nothing.
+func (t *Tunnel) Close() error {
+	var errs []error
+	for _, q := range t.queues {
+		errs = append(errs, q.Close())
+	}
+	return errors.Join(errs...)
+}
