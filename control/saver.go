@@ -52,8 +52,11 @@ func (s *saver) offer(c *Controller, now time.Time) time.Time {
 	if now.Before(s.next) {
 		return s.next
 	}
+	objs, serial, ok := c.all()
+	if !ok {
+		return time.Time{} // the pass that looks at the new list offers again
+	}
 	s.next = now.Add(saveInterval)
-	objs, serial := c.all()
 	select {
 	case s.work <- objs:
 		s.serial = serial
@@ -68,7 +71,7 @@ func (s *saver) last(c *Controller) {
 	if s.save == nil {
 		return
 	}
-	if objs, serial := c.all(); serial != s.serial {
+	if objs, serial, ok := c.all(); ok && serial != s.serial {
 		s.work <- objs
 	}
 }
@@ -80,8 +83,14 @@ func (s *saver) stop() {
 	}
 }
 
-func (c *Controller) all() ([]Object, uint64) {
+// all returns the objects and their serial, unless a full list has come that
+// nobody has judged yet: it might be the empty one that must not become the last
+// good.
+func (c *Controller) all() (objs []Object, serial uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.objects.All(), c.serial
+	if c.listed {
+		return nil, 0, false
+	}
+	return c.objects.All(), c.serial, true
 }

@@ -1,0 +1,162 @@
+// Package statefile keeps one value in one file so that a crash, a full disk or a
+// flipped bit never yields half of it.
+//
+// A file is written aside, synced, renamed into place, and its directory synced:
+// whoever reads sees the old value or the new. It carries its kind, a version and
+// a checksum, and what does not check is moved aside for a person to look at and
+// reported as a *DamagedError, after which there simply is no file. The package
+// knows nothing of what the values mean.
+//
+//	{"kind":"ipam","version":1,"sha256":"9f86...","data":{...}}
+package statefile
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// File names a value on disk: where, what, and in which version of its form.
+// A File is used by one goroutine at a time.
+type File struct {
+	Path    string
+	Kind    string // such as "snapshot"; a file of another kind is damage
+	Version int    // of the data's form; a file of another version is damage too
+}
+
+// DamagedError says that a file was there and is not what it should be.
+type DamagedError struct {
+	Path  string
+	Kept  string // where it was moved to; empty if that failed
+	Cause error
+}
+
+func (e *DamagedError) Error() string {
+	if e.Kept == "" {
+		return fmt.Sprintf("%s is damaged: %v", e.Path, e.Cause)
+	}
+	return fmt.Sprintf("%s is damaged and kept as %s: %v", e.Path, e.Kept, e.Cause)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Cause }
+
+type envelope struct {
+	Kind    string          `json:"kind"`
+	Version int             `json:"version"`
+	SHA256  string          `json:"sha256"` // of data, as it stands here
+	Data    json.RawMessage `json:"data"`
+}
+
+// Write replaces the file by v as JSON. After an error the old value stands.
+func (f File) Write(v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
+	}
+	text, err := json.Marshal(envelope{f.Kind, f.Version, checksum(data), data})
+	if err != nil {
+		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
+	}
+	if err := replace(f.Path, append(text, '\n')); err != nil {
+		return fmt.Errorf("statefile: write %s: %w", f.Path, err)
+	}
+	return nil
+}
+
+// Read fills v from the file. errors.Is fs.ErrNotExist: there is none. A
+// *DamagedError: there was one, and now there is none.
+func (f File) Read(v any) error {
+	text, err := os.ReadFile(f.Path)
+	if err != nil {
+		return fmt.Errorf("statefile: %w", err)
+	}
+	if err := f.decode(text, v); err != nil {
+		return &DamagedError{Path: f.Path, Kept: setAside(f.Path), Cause: err}
+	}
+	return nil
+}
+
+func (f File) decode(text []byte, v any) error {
+	var e envelope
+	if err := json.Unmarshal(text, &e); err != nil {
+		return err
+	}
+	switch {
+	case e.Kind != f.Kind:
+		return fmt.Errorf("it holds %q, want %q", e.Kind, f.Kind)
+	case e.SHA256 != checksum(e.Data):
+		return errors.New("its checksum does not match")
+	case e.Version != f.Version:
+		return fmt.Errorf("it has version %d, want %d", e.Version, f.Version)
+	}
+	return json.Unmarshal(e.Data, v)
+}
+
+// Remove deletes the file; that there is none is no error.
+func (f File) Remove() error {
+	if err := os.Remove(f.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("statefile: %w", err)
+	}
+	return nil
+}
+
+func checksum(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// replace writes text beside path and renames it there. The name aside is fixed,
+// so that a crash leaves one such file at most.
+func replace(path string, text []byte) (err error) {
+	aside := path + ".new"
+	out, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(aside)
+		}
+	}()
+	_, err = out.Write(text)
+	if err == nil {
+		err = out.Sync()
+	}
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err = os.Rename(aside, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// setAside moves a damaged file to the first free of path.damaged, .damaged-1 and
+// so on to .damaged-9, the last of which is overwritten.
+func setAside(path string) string {
+	kept := path + ".damaged"
+	for i := 1; i <= 9; i++ {
+		if _, err := os.Lstat(kept); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		kept = path + ".damaged-" + strconv.Itoa(i)
+	}
+	if err := os.Rename(path, kept); err != nil {
+		return ""
+	}
+	return kept
+}
