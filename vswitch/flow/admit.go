@@ -1,0 +1,72 @@
+package flow
+
+import "sync"
+
+// admission decides who gets a record: it holds the free ones and counts each
+// owner's connections. Records that were never used lie beyond fresh, so the memory of
+// a table that stays small is never touched; used ones are taken first, the
+// latest given back before others.
+type admission struct {
+	perOwner int32
+	records  []record
+
+	mu     sync.Mutex // guards all below, and record.next
+	owners map[uint64]int32
+	free   uint32 // first free record that was used before, plus one; 0: none
+	fresh  uint32 // records from here on were never used
+	live   int
+}
+
+func (a *admission) init(records []record, perOwner int) {
+	a.records, a.perOwner = records, int32(min(perOwner, MaxConnections))
+	a.owners = make(map[uint64]int32)
+}
+
+// reserve takes a record for owner. Result: Inserted, TableFull or OwnerFull.
+func (a *admission) reserve(owner uint64) (rec uint32, _ Result) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := a.owners[owner]
+	switch {
+	case owner != 0 && n >= a.perOwner:
+		return 0, OwnerFull
+	case a.free != 0:
+		rec = a.free - 1
+		a.free = a.records[rec].next
+	case int(a.fresh) < len(a.records):
+		rec = a.fresh
+		a.fresh++
+	default:
+		return 0, TableFull
+	}
+	a.owners[owner] = n + 1
+	a.live++
+	return rec, Inserted
+}
+
+// giveBack returns a record that owner had.
+func (a *admission) giveBack(rec uint32, owner uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.records[rec].next = a.free
+	a.free = rec + 1
+	if n := a.owners[owner]; n > 1 {
+		a.owners[owner] = n - 1
+	} else {
+		delete(a.owners, owner)
+	}
+	a.live--
+}
+
+func (a *admission) len() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.live
+}
+
+// used is how many records were ever used: those from 0 on.
+func (a *admission) used() uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.fresh
+}

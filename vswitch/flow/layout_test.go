@@ -1,0 +1,141 @@
+package flow
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"vswitch/internal/wire"
+)
+
+func TestAConnectionCostsAtMost192Bytes(t *testing.T) {
+	for _, n := range []int{100_000, DefaultConnections, 1_000_000, 3_000_000} {
+		if got := float64(planFor(n).bytes()) / float64(n); got > 192 {
+			t.Errorf("%d connections: %.1f bytes each", n, got)
+		}
+	}
+}
+
+func TestPartsLieApartAndAligned(t *testing.T) {
+	for _, n := range []int{1, 3, 1000, 1024, 100_001} {
+		p := planFor(n)
+		mem, release, err := allocate(p.bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		format(mem, p)
+		l, err := attach(mem)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+		ends := []struct {
+			name       string
+			start, end uintptr
+		}{
+			{"index", uintptr(unsafe.Pointer(&l.chunks[0])), uintptr(unsafe.Pointer(&l.chunks[len(l.chunks)-1])) + 64},
+			{"records", uintptr(unsafe.Pointer(&l.records[0])), uintptr(unsafe.Pointer(&l.records[n-1])) + 128},
+			{"forward counters", uintptr(unsafe.Pointer(&l.counters[0][0])), uintptr(unsafe.Pointer(&l.counters[0][n-1])) + 16},
+			{"reply counters", uintptr(unsafe.Pointer(&l.counters[1][0])), uintptr(unsafe.Pointer(&l.counters[1][n-1])) + 16},
+		}
+		at := base + headerBytes
+		for _, part := range ends {
+			if part.start < at {
+				t.Errorf("%d connections: %s begin at %d, before %d", n, part.name, part.start-base, at-base)
+			}
+			at = part.end
+		}
+		if at != base+uintptr(len(mem)) {
+			t.Errorf("%d connections: parts end at %d of %d", n, at-base, len(mem))
+		}
+		if base%128 != 0 || ends[1].start%128 != 0 {
+			t.Errorf("%d connections: records at %#x", n, ends[1].start)
+		}
+		if err := release(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAttachRefusesWhatIsNotATable(t *testing.T) {
+	p := planFor(100)
+	for _, tc := range []struct {
+		name   string
+		damage func(mem []byte) []byte
+		want   string
+	}{
+		{"no header", func(m []byte) []byte { return m[:100] }, "has no header"},
+		{"zeros", func(m []byte) []byte { clear(m); return m }, "not a flow table"},
+		{"another version", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).version++; return m }, "layout version 2, want 1"},
+		{"too short", func(m []byte) []byte { return m[:len(m)-128] }, "disagree"},
+		{"too many records", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).records = math.MaxUint32; return m }, "disagree"},
+		{"no chunks", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).shardChunks = 0; return m }, "disagree"},
+		{"too many shards", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).shardBits = 60; return m }, "disagree"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			mem, release, err := allocate(p.bytes())
+			if err != nil {
+				t.Fatal(err)
+			}
+			format(mem, p)
+			if _, err := attach(tc.damage(mem)); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want an error with %q", err, tc.want)
+			}
+			if err := release(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Tuples that differ in one low byte only, as real ones do, must spread over the index
+// as random ones would: chi-square over its chunks.
+func TestRegularTuplesSpreadEvenly(t *testing.T) {
+	shapes := map[string]func(i uint32) Key{
+		"source ports":     func(i uint32) Key { return Key{SrcPort: uint16(i), DstPort: 80, Proto: wire.ProtoTCP} },
+		"both ports equal": func(i uint32) Key { return Key{SrcPort: uint16(i), DstPort: uint16(i), Proto: wire.ProtoTCP} },
+		"IPv4 sources":     func(i uint32) Key { return Key{Src: v4(i), DstPort: 80, Proto: wire.ProtoTCP} },
+		"IPv4 sources and destinations alike": func(i uint32) Key {
+			return Key{Src: v4(i), Dst: v4(i), DstPort: 80, Proto: wire.ProtoTCP}
+		},
+		"IPv6 prefixes": func(i uint32) Key { return Key{Src: wire.Addr{0x20, 1, 2: byte(i >> 8), 3: byte(i)}} },
+	}
+	for name, shape := range shapes {
+		t.Run(name, func(t *testing.T) {
+			const n = 1 << 16
+			table := newTable(t, Config{Connections: 4000})
+			counts := make([]float64, len(table.chunks))
+			tags := map[uint64]bool{}
+			for i := range uint32(n) {
+				k := shape(i)
+				h := table.Hash(&k)
+				c, first, end := table.home(h)
+				if c < first || c >= end || int(end) > len(counts) {
+					t.Fatalf("home of %#x: chunk %d of shard [%d, %d)", h, c, first, end)
+				}
+				counts[c]++
+				tags[slotTag(h)] = true
+			}
+			mean, chi2 := n/float64(len(counts)), 0.0
+			for _, c := range counts {
+				chi2 += (c - mean) * (c - mean) / mean
+			}
+			// chi-square has len-1 degrees of freedom: mean len-1, variance twice that. Six sigma.
+			if free := float64(len(counts) - 1); math.Abs(chi2-free) > 6*math.Sqrt(2*free) {
+				t.Errorf("chi-square %.0f over %d chunks", chi2, len(counts))
+			}
+			if len(tags) < n-20 { // 2^32/2^32 = 1 collision of 31 bits expected
+				t.Errorf("%d different tags of %d", len(tags), n)
+			}
+		})
+	}
+}
+
+func TestTablesHashDifferently(t *testing.T) {
+	a, b := newTable(t, Config{Connections: 1}), newTable(t, Config{Connections: 1})
+	k := numbered(1).Orig
+	if a.Hash(&k) == b.Hash(&k) {
+		t.Error("two tables share a hash key")
+	}
+}

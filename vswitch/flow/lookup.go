@@ -1,0 +1,133 @@
+package flow
+
+// Direction is which way a packet of a connection goes.
+type Direction uint8
+
+// Directions.
+const (
+	Forward Direction = iota // as the connection's first packet
+	Reply                    // its answers
+)
+
+func (d Direction) String() string {
+	if d == Forward {
+		return "forward"
+	}
+	return "reply"
+}
+
+// Flags is what a connection asks of the switch besides its rewrite.
+type Flags uint8
+
+// ReplyToGateway: answers go to the gateway, whatever the FIB says.
+const ReplyToGateway Flags = 1
+
+// Hit is what a lookup found. It stays true only as of the lookup: the
+// connection may end at any time, and Ref then fits none.
+type Hit struct {
+	Ref      uint64 // record and generation, for Track
+	Dir      Direction
+	Flags    Flags
+	State    State
+	Rewrite  bool // To is not the tuple the packet came with
+	To       Key  // tuple the packet leaves with
+	Endpoint uint64
+}
+
+// Reopens reports whether a packet with these TCP flags begins a new connection
+// where the hit is an old one that has ended: a SYN to a tuple in TIME-WAIT or
+// after a reset (RFC 9293 section 3.6.1, RFC 6191). The caller treats it as a
+// miss, judges it afresh and calls Insert, which puts the new one in the old one's place.
+func (h *Hit) Reopens(tcpFlags uint8) bool { return reopens(h.State, tcpFlags) }
+
+// Lookup finds the connection and direction whose packets enter the switch with
+// tuple k, fills hit and marks the connection seen at tick. hash is Hash(k). On a
+// miss hit is undefined. It takes no lock, allocates nothing and never waits.
+func (t *Table) Lookup(k *Key, hash uint64, tick uint32, hit *Hit) bool {
+	r := t.find(k, hash, hit)
+	if r == nil {
+		return false
+	}
+	if r.seen.Load() != tick { // once a tick, not once a frame: the line is shared
+		r.seen.Store(tick)
+	}
+	return true
+}
+
+func (t *Table) find(k *Key, hash uint64, hit *Hit) *record {
+	w := k.words()
+	tag := slotTag(hash)
+	c, first, end := t.home(hash)
+	for range end - first {
+		ch := &t.chunks[c]
+		for i := range ch.slots {
+			if s := ch.slots[i].Load(); s>>32 == tag {
+				if r := t.match(uint32(s), &w, hit); r != nil {
+					return r
+				}
+			}
+		}
+		if ch.passed.Load() == 0 {
+			return nil
+		}
+		if c++; c == end {
+			c = first
+		}
+	}
+	return nil
+}
+
+// match reads the record of a slot into hit if its tuple is w. Where the
+// record changes meanwhile the connection found has ended: no match.
+func (t *Table) match(ref uint32, w *words, hit *Hit) *record {
+	rec, dir := ref>>1, Direction(ref&1)
+	r := &t.records[rec]
+	gen := r.gen.Load()
+	if gen&1 == 0 || !r.keys[dir].is(w) {
+		return nil
+	}
+	flags := r.flags.Load()
+	hit.Ref = refOf(rec, gen)
+	hit.Dir = dir
+	hit.Flags = Flags(flags)
+	hit.State = State(r.state.Load())
+	hit.Rewrite = flags&rewritten != 0
+	hit.Endpoint = r.endpoint.Load()
+	r.keys[dir^1].loadReversed(&hit.To)
+	if r.gen.Load() != gen {
+		return nil
+	}
+	return r
+}
+
+// Track counts frames of a hit and moves the connection's protocol state by
+// them; tcpFlags means nothing for other protocols. frames is 1, or how many a
+// super-frame stands for. If the connection ended after the lookup nothing
+// happens, but for a count that may in a rare race go to the record's next user.
+// It takes no lock.
+func (t *Table) Track(hit *Hit, tcpFlags uint8, frames, bytes int, tick uint32) {
+	rec := uint32(hit.Ref)
+	r := &t.records[rec]
+	if uint32(r.gen.Load()) != uint32(hit.Ref>>32) {
+		return
+	}
+	c := &t.counters[hit.Dir][rec]
+	c.frames.Add(uint64(frames))
+	c.bytes.Add(uint64(bytes))
+	for {
+		old := r.state.Load()
+		if old>>8 != uint32(hit.Ref>>32)&0xffffff {
+			return
+		}
+		next := next(State(old), hit.Dir, tcpFlags, tick-r.born.Load())
+		if next == State(old) || r.state.CompareAndSwap(old, stateWord(next, hit.Ref>>32)) {
+			return
+		}
+	}
+}
+
+func refOf(rec uint32, gen uint64) uint64 { return uint64(rec) | gen<<32 }
+
+// stateWord carries the generation beside the state, so that a change meant for
+// one connection can't hit the next in the same record.
+func stateWord(s State, gen uint64) uint32 { return uint32(s) | uint32(gen)<<8 }
