@@ -52,7 +52,8 @@ func openAll(t *testing.T, d *Device) []*Queue {
 	return qs
 }
 
-// up gives the TAP in n its addresses, without duplicate address detection.
+// up gives the TAP in n its addresses, without duplicate address detection, and
+// waits until the kernel, which does even that in the background, answers for them.
 func up(t *testing.T, n *namespace, addrs ...string) {
 	t.Helper()
 	n.do(t, func() error {
@@ -70,8 +71,30 @@ func up(t *testing.T, n *namespace, addrs ...string) {
 				return fmt.Errorf("add %s: %w", a, err)
 			}
 		}
-		return netlink.LinkSetUp(link)
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			ready, err := addressesReady(link)
+			if ready || err != nil {
+				return err
+			}
+			if time.Now().After(deadline) {
+				return errors.New("an address is still tentative")
+			}
+		}
 	})
+}
+
+// addressesReady reports whether no global address is tentative.
+func addressesReady(link netlink.Link) (bool, error) {
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	for _, a := range addrs {
+		if a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return false, err
+		}
+	}
+	return true, err
 }
 
 // seen counts what a forwarder carried.
@@ -174,9 +197,9 @@ func TestTwoTAPs(t *testing.T) {
 			a, b := newNamespace(t), newNamespace(t)
 			da, qa := create(t, a, tt.a)
 			_, qb := create(t, b, tt.b)
-			s := forward(t, qa, qb)
 			up(t, a, "192.0.2.1/24", "2001:db8::1/64")
 			up(t, b, "192.0.2.2/24", "2001:db8::2/64")
+			s := forward(t, qa, qb) // not before both are up: frames would be lost
 
 			ping(t, a, "192.0.2.2", false)
 			ping(t, a, "2001:db8::2", true)
