@@ -42,7 +42,12 @@ func TombstoneDir(socket string) string { return socket + ".deleted" }
 // changes nothing.
 func WriteTombstone(socket string, key *AttachmentKey) error {
 	dir := TombstoneDir(socket)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	// The socket's own directory may have gone with the daemon (systemd's
+	// RuntimeDirectory=), its parent is there.
+	if err := makeDir(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("tombstone: %w", err)
+	}
+	if err := makeDir(dir, 0o700); err != nil {
 		return fmt.Errorf("tombstone: %w", err)
 	}
 	data, err := json.Marshal(tombstone{key.GetNetwork(), key.GetContainerId(), key.GetIfname()})
@@ -62,6 +67,13 @@ func WriteTombstone(socket string, key *AttachmentKey) error {
 	if err != nil {
 		os.Remove(f.Name())
 		return fmt.Errorf("tombstone: %w", err)
+	}
+	return nil
+}
+
+func makeDir(path string, mode fs.FileMode) error {
+	if err := os.Mkdir(path, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return nil
 }
