@@ -1,0 +1,114 @@
+package traffic
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// ReadyLine begins the line a `serve` process prints once it listens.
+const ReadyLine = "serving"
+
+// Commands are `serve` and `load`, for a binary that plays either side.
+func Commands() []*cobra.Command { return []*cobra.Command{serveCommand(), loadCommand()} }
+
+func serveCommand() *cobra.Command {
+	var name string
+	var listen []string
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Answer measurements on TCP and UDP until interrupted",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			var servers []*Server
+			for _, address := range listen {
+				s, err := Listen(name, address)
+				if err != nil {
+					return fmt.Errorf("--listen %s: %w", address, err)
+				}
+				servers = append(servers, s)
+			}
+			errs := make(chan error)
+			for _, s := range servers {
+				go func() { errs <- s.Serve(ctx) }()
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s as %s on %s\n", ReadyLine, name, strings.Join(listen, ", "))
+			for range servers {
+				if err := <-errs; err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&name, "name", "server", "what to call itself when asked who it is")
+	c.Flags().StringArrayVar(&listen, "listen", []string{":7000"}, "address `HOST:PORT` to listen on, TCP and UDP; may be repeated")
+	return c
+}
+
+func loadCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "load",
+		Short: "Measure against a `serve` process and print JSON",
+	}
+	var protocol, to string
+	var client Client
+	f := c.PersistentFlags()
+	f.StringVar(&protocol, "protocol", "tcp", "tcp, udp, or, for round trips, ping")
+	f.StringVar(&to, "to", "", "address `HOST:PORT` of the server; a bare address for ping")
+	f.IntVar(&client.SizeBytes, "size", 0, "`bytes` of a message; 0: what suits the measurement")
+	f.DurationVar(&client.FirstContact, "first-contact", 0, "how long to try to get the first answer")
+	c.MarkPersistentFlagRequired("to")
+
+	measure := func(use, short string, f func(context.Context) (*Report, error)) *cobra.Command {
+		return &cobra.Command{
+			Use: use, Short: short, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				client.Protocol = Protocol(protocol)
+				var err error
+				if client.Protocol == Ping {
+					var a netip.Addr
+					if a, err = netip.ParseAddr(to); err == nil {
+						client.To = netip.AddrPortFrom(a, 0)
+					}
+				} else {
+					client.To, err = netip.ParseAddrPort(to)
+				}
+				if err != nil {
+					return fmt.Errorf("--to: %w", err)
+				}
+				r, err := f(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("%s %s to %s: %w", protocol, use, to, err)
+				}
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+			},
+		}
+	}
+	var count, connections int
+	var rttFor, bulkFor time.Duration
+	rtt := measure("rtt", "Round trips of small messages, one at a time", func(ctx context.Context) (*Report, error) {
+		return client.RTT(ctx, count, rttFor)
+	})
+	rtt.Flags().IntVar(&count, "count", 200, "messages to send at least")
+	rtt.Flags().DurationVar(&rttFor, "duration", 0, "time to go on at least")
+	bulk := measure("bulk", "Send as fast as possible", func(ctx context.Context) (*Report, error) {
+		return client.Bulk(ctx, bulkFor)
+	})
+	bulk.Flags().DurationVar(&bulkFor, "duration", time.Second, "time to send")
+	who := measure("who", "Who answers new connections, and whom it sees", func(ctx context.Context) (*Report, error) {
+		return client.Who(ctx, connections)
+	})
+	who.Flags().IntVar(&connections, "count", 20, "connections to make")
+	c.AddCommand(rtt, bulk, who)
+	return c
+}
