@@ -4,13 +4,14 @@ import (
 	"testing"
 
 	"vswitch/internal/offload"
+	"vswitch/internal/offload/offloadtest"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
 )
 
 func TestNothingAllocates(t *testing.T) {
-	super := tcp4(bytesOf(60000, 1)).super(1400)
+	super := offloadtest.TCP4(offloadtest.Random(60000, 1)).Super(1400)
 	segs, r := cutAll(t, super)
 	if r != drop.None {
 		t.Fatal(r)
@@ -52,7 +53,7 @@ func TestNothingAllocates(t *testing.T) {
 
 // A TSO frame of 60,000 bytes to packets for an MTU of 1500 less VXLAN, and back.
 func BenchmarkCutTSO60kTo1400(b *testing.B) {
-	super := tcp4(bytesOf(60000, 1)).super(1400)
+	super := offloadtest.TCP4(offloadtest.Random(60000, 1)).Super(1400)
 	var h wire.Headers
 	var s offload.Segments
 	var hdr [offload.MaxHeaderBytes]byte
@@ -68,7 +69,7 @@ func BenchmarkCutTSO60kTo1400(b *testing.B) {
 }
 
 func BenchmarkMerge1400To60k(b *testing.B) {
-	super := tcp4(bytesOf(60000, 1)).super(1400)
+	super := offloadtest.TCP4(offloadtest.Random(60000, 1)).Super(1400)
 	segs, _ := cutAll(b, super)
 	var h wire.Headers
 	var c offload.Coalescer

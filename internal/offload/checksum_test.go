@@ -10,14 +10,15 @@ import (
 	"pgregory.net/rapid"
 
 	"vswitch/internal/offload"
+	"vswitch/internal/offload/offloadtest"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
 )
 
 // partial is p as one frame with a partial checksum.
-func partial(p *packet) *frame.Frame {
-	f := p.super(0)
+func partial(p *offloadtest.Packet) *frame.Frame {
+	f := p.Super(0)
 	f.VNet.GSOType = frame.GSONone
 	f.VNet.GSOSize = 0
 	return f
@@ -30,24 +31,24 @@ func TestCompleteEqualsTheSlowTwin(t *testing.T) {
 		if r := offload.Complete(f); r != drop.None {
 			t.Fatalf("refused: %v", r)
 		}
-		if !bytes.Equal(f.Bytes(), p.bytes(false)) {
+		if !bytes.Equal(f.Bytes(), p.Bytes(false)) {
 			t.Fatal("completed frame differs from one built with a full checksum")
 		}
 		if f.VNet.Flags&frame.NeedsCsum != 0 {
 			t.Fatal("NeedsCsum is still set")
 		}
-		if r := offload.Complete(f); r != drop.None || !bytes.Equal(f.Bytes(), p.bytes(false)) {
+		if r := offload.Complete(f); r != drop.None || !bytes.Equal(f.Bytes(), p.Bytes(false)) {
 			t.Fatal("completing twice changed the frame")
 		}
 	})
 }
 
 func TestCompleteWritesNoZeroUDPChecksum(t *testing.T) {
-	p := tcp4([]byte{0, 0})
-	p.udp = true
+	p := offloadtest.TCP4([]byte{0, 0})
+	p.UDP = true
 	// A payload equal to the checksum that it has without: the sum becomes 0xffff,
 	// its complement zero.
-	copy(p.payload, p.bytes(false)[40:42])
+	copy(p.Payload, p.Bytes(false)[40:42])
 	f := partial(p)
 	if r := offload.Complete(f); r != drop.None {
 		t.Fatal(r)
@@ -59,9 +60,9 @@ func TestCompleteWritesNoZeroUDPChecksum(t *testing.T) {
 
 // The metadata says where two bytes are written: nowhere that was judged before.
 func TestCompleteWritesOnlyWhereItMay(t *testing.T) {
-	frames := map[string]*packet{"TCP over IPv4": tcp4(bytesOf(200, 1))}
-	u := tcp4(bytesOf(200, 1))
-	u.udp, u.v6, u.src, u.dst = true, true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	frames := map[string]*offloadtest.Packet{"TCP over IPv4": offloadtest.TCP4(offloadtest.Random(200, 1))}
+	u := offloadtest.TCP4(offloadtest.Random(200, 1))
+	u.UDP, u.V6, u.Src, u.Dst = true, true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 	frames["UDP over IPv6"] = u
 	for name, p := range frames {
 		t.Run(name, func(t *testing.T) {
@@ -73,14 +74,14 @@ func TestCompleteWritesOnlyWhereItMay(t *testing.T) {
 					before := bytes.Clone(f.Bytes())
 					r := offload.Complete(f)
 					isOwn := uint16(start) == own.VNet.CsumStart && uint16(offset) == own.VNet.CsumOffset
-					allowed := isOwn || start >= p.headerBytes() && start+offset+2 <= len(before)
+					allowed := isOwn || start >= p.HeaderBytes() && start+offset+2 <= len(before)
 					if (r == drop.None) != allowed {
 						t.Fatalf("start %d offset %d: %v, allowed %v", start, offset, r, allowed)
 					}
 					if r != drop.None && !bytes.Equal(before, f.Bytes()) {
 						t.Fatalf("start %d offset %d: refused and yet written", start, offset)
 					}
-					if !isOwn && !bytes.Equal(before[:p.headerBytes()], f.Bytes()[:p.headerBytes()]) {
+					if !isOwn && !bytes.Equal(before[:p.HeaderBytes()], f.Bytes()[:p.HeaderBytes()]) {
 						t.Fatalf("start %d offset %d: a header was written", start, offset)
 					}
 				}
@@ -90,11 +91,11 @@ func TestCompleteWritesOnlyWhereItMay(t *testing.T) {
 }
 
 func TestCompleteRefuses(t *testing.T) {
-	fragment := partial(tcp4(bytesOf(100, 1)))
+	fragment := partial(offloadtest.TCP4(offloadtest.Random(100, 1)))
 	fragment.Bytes()[20] |= 0x20 // more fragments
 	ip := fragment.Bytes()[14:34]
 	ip[10], ip[11] = 0, 0
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(slowSum(ip)))
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(offloadtest.Sum(ip)))
 	arp := frame.New()
 	arp.Set(append([]byte{12: 8, 13: 6}, make([]byte, 28)...))
 	arp.VNet = frame.VNet{Flags: frame.NeedsCsum, CsumStart: 20, CsumOffset: 2}
@@ -130,18 +131,18 @@ func verify(t *testing.T, f *frame.Frame) drop.Reason {
 }
 
 func TestVerifyFindsEveryFlippedBit(t *testing.T) {
-	ps := map[string]*packet{"TCP4": tcp4(bytesOf(33, 1))}
-	u := tcp4(bytesOf(33, 1))
-	u.udp, u.v6, u.src, u.dst = true, true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	ps := map[string]*offloadtest.Packet{"TCP4": offloadtest.TCP4(offloadtest.Random(33, 1))}
+	u := offloadtest.TCP4(offloadtest.Random(33, 1))
+	u.UDP, u.V6, u.Src, u.Dst = true, true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 	ps["UDP6"] = u
 	for name, p := range ps {
 		t.Run(name, func(t *testing.T) {
 			f := frame.New()
-			f.Set(p.bytes(false))
+			f.Set(p.Bytes(false))
 			if r := verify(t, f); r != drop.None {
 				t.Fatalf("good packet: %v", r)
 			}
-			for bit := p.headerBytes() * 8; bit < f.Len()*8; bit++ {
+			for bit := p.HeaderBytes() * 8; bit < f.Len()*8; bit++ {
 				f.Bytes()[bit/8] ^= 1 << (bit % 8)
 				if r := verify(t, f); r != drop.BadChecksum {
 					t.Fatalf("bit %d flipped: %v", bit, r)
@@ -154,18 +155,18 @@ func TestVerifyFindsEveryFlippedBit(t *testing.T) {
 
 func TestVerifyWhereThereIsNothingToVerify(t *testing.T) {
 	zero := func(v6 bool) *frame.Frame {
-		p := tcp4(bytesOf(10, 1))
-		p.udp = true
+		p := offloadtest.TCP4(offloadtest.Random(10, 1))
+		p.UDP = true
 		if v6 {
-			p.v6, p.src, p.dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+			p.V6, p.Src, p.Dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 		}
 		f := frame.New()
-		f.Set(p.bytes(false))
-		copy(f.Bytes()[p.l3Bytes()+6:], []byte{0, 0})
+		f.Set(p.Bytes(false))
+		copy(f.Bytes()[p.L3Bytes()+6:], []byte{0, 0})
 		return f
 	}
 	lying := frame.New()
-	lying.Set(tcp4(bytesOf(10, 1)).bytes(false))
+	lying.Set(offloadtest.TCP4(offloadtest.Random(10, 1)).Bytes(false))
 	lying.Bytes()[60] ^= 1
 	lying.VNet.Flags = frame.DataValid
 	tests := []struct {
@@ -175,7 +176,7 @@ func TestVerifyWhereThereIsNothingToVerify(t *testing.T) {
 	}{
 		{"UDP over IPv4 without checksum passes", zero(false), drop.None},
 		{"UDP over IPv6 without checksum does not", zero(true), drop.BadChecksum},
-		{"a partial checksum passes", partial(tcp4(bytesOf(10, 1))), drop.None},
+		{"a partial checksum passes", partial(offloadtest.TCP4(offloadtest.Random(10, 1))), drop.None},
 		{"a bad checksum that claims to be verified does not", lying, drop.BadChecksum},
 	}
 	for _, tt := range tests {
@@ -190,7 +191,7 @@ func TestVerifyWhereThereIsNothingToVerify(t *testing.T) {
 // ipv4 wraps a payload of some protocol.
 func ipv4(proto uint8, payload []byte) *frame.Frame {
 	ip := []byte{0x45, 0, 0, uint8(20 + len(payload)), 0, 0, 0, 0, 64, proto, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2}
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(slowSum(ip)))
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(offloadtest.Sum(ip)))
 	f := frame.New()
 	f.Set(append(append([]byte{12: 8, 13: 0}, ip...), payload...))
 	return f
@@ -198,7 +199,7 @@ func ipv4(proto uint8, payload []byte) *frame.Frame {
 
 func TestVerifyOtherProtocols(t *testing.T) {
 	icmp := []byte{8, 0, 0, 0, 0, 1, 0, 1, 'h', 'i'}
-	binary.BigEndian.PutUint16(icmp[2:], ^uint16(slowSum(icmp)))
+	binary.BigEndian.PutUint16(icmp[2:], ^uint16(offloadtest.Sum(icmp)))
 	sctp := append(make([]byte, 12), "chunk"...)
 	binary.LittleEndian.PutUint32(sctp[8:], crc32.Checksum(sctp, crc32.MakeTable(crc32.Castagnoli)))
 	for name, f := range map[string]*frame.Frame{"ICMP": ipv4(wire.ProtoICMP, icmp), "SCTP": ipv4(wire.ProtoSCTP, sctp)} {

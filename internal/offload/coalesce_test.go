@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"vswitch/internal/offload"
+	"vswitch/internal/offload/offloadtest"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
@@ -37,10 +38,10 @@ func receive(c *offload.Coalescer, pkts [][]byte) *frame.Batch {
 }
 
 // wires turns packets into bytes.
-func wires(ps ...*packet) [][]byte {
+func wires(ps ...*offloadtest.Packet) [][]byte {
 	var out [][]byte
 	for _, p := range ps {
-		out = append(out, p.bytes(false))
+		out = append(out, p.Bytes(false))
 	}
 	return out
 }
@@ -49,7 +50,7 @@ func TestSegmentThenCoalesceIsIdentity(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := drawPacket(t)
 		size := drawSize(t, p)
-		super := p.super(size)
+		super := p.Super(size)
 		segs, r := cutAll(t, super)
 		if r != drop.None {
 			t.Fatalf("refused: %v", r)
@@ -66,7 +67,7 @@ func TestSegmentThenCoalesceIsIdentity(t *testing.T) {
 			return
 		}
 		if !bytes.Equal(got.Bytes(), super.Bytes()) {
-			t.Fatalf("\n got %x\nwant %x", got.Bytes()[:p.headerBytes()], super.Bytes()[:p.headerBytes()])
+			t.Fatalf("\n got %x\nwant %x", got.Bytes()[:p.HeaderBytes()], super.Bytes()[:p.HeaderBytes()])
 		}
 		if got.VNet != super.VNet {
 			t.Fatalf("metadata %+v, want %+v", got.VNet, super.VNet)
@@ -85,21 +86,21 @@ func TestCoalesceLosesNothingAndKeepsOrder(t *testing.T) {
 		var all [][]byte
 		for range rapid.IntRange(1, 60).Draw(t, "packets") {
 			k := rapid.IntRange(0, flows-1).Draw(t, "flow")
-			p := tcp4(bytesOf(rapid.SampledFrom([]int{0, 8, 100, 100, 100, 100, 50}).Draw(t, "bytes"), uint64(len(all))))
-			p.sport = uint16(1000 + k)
-			p.udp = k%3 == 2
-			p.df = k%2 == 0
-			p.flags |= rapid.SampledFrom([]uint8{0, 0, 0, 0, wire.PSH, wire.FIN, wire.SYN, wire.RST, wire.URG, wire.ECE, wire.CWR}).Draw(t, "flags")
-			p.tos = rapid.SampledFrom([]uint8{2, 2, 2, 3}).Draw(t, "tos")
-			p.seq = seq[k] + rapid.SampledFrom([]uint32{0, 0, 0, 0, 1}).Draw(t, "gap")
-			p.id = id[k]
-			if p.udp {
-				p.flags = 0
+			p := offloadtest.TCP4(offloadtest.Random(rapid.SampledFrom([]int{0, 8, 100, 100, 100, 100, 50}).Draw(t, "bytes"), uint64(len(all))))
+			p.SrcPort = uint16(1000 + k)
+			p.UDP = k%3 == 2
+			p.DF = k%2 == 0
+			p.Flags |= rapid.SampledFrom([]uint8{0, 0, 0, 0, wire.PSH, wire.FIN, wire.SYN, wire.RST, wire.URG, wire.ECE, wire.CWR}).Draw(t, "flags")
+			p.TOS = rapid.SampledFrom([]uint8{2, 2, 2, 3}).Draw(t, "tos")
+			p.Seq = seq[k] + rapid.SampledFrom([]uint32{0, 0, 0, 0, 1}).Draw(t, "gap")
+			p.ID = id[k]
+			if p.UDP {
+				p.Flags = 0
 			}
-			seq[k] = p.seq + uint32(len(p.payload))
+			seq[k] = p.Seq + uint32(len(p.Payload))
 			id[k]++
-			b := p.bytes(false)
-			if rapid.IntRange(0, 9).Draw(t, "corrupt") == 0 && len(p.payload) > 0 {
+			b := p.Bytes(false)
+			if rapid.IntRange(0, 9).Draw(t, "corrupt") == 0 && len(p.Payload) > 0 {
 				b[len(b)-1] ^= 1
 			}
 			in[k] = append(in[k], b)
@@ -135,48 +136,48 @@ func TestCoalesceLosesNothingAndKeepsOrder(t *testing.T) {
 
 func TestCoalesceRules(t *testing.T) {
 	// pair is two packets that merge, the second changed by each case.
-	pair := func(change func(a, b *packet)) [][]byte {
-		a, b := tcp4(bytesOf(100, 1)), tcp4(bytesOf(100, 2))
-		b.seq += 100
-		b.id++
+	pair := func(change func(a, b *offloadtest.Packet)) [][]byte {
+		a, b := offloadtest.TCP4(offloadtest.Random(100, 1)), offloadtest.TCP4(offloadtest.Random(100, 2))
+		b.Seq += 100
+		b.ID++
 		change(a, b)
 		return wires(a, b)
 	}
-	options := func(p *packet, last byte) { p.options = []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, last} }
+	options := func(p *offloadtest.Packet, last byte) { p.Options = []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, last} }
 	tests := []struct {
 		name string
 		c    offload.Coalescer
 		in   [][]byte
 		want int // frames
 	}{
-		{name: "contiguous segments merge", in: pair(func(a, b *packet) {}), want: 1},
-		{name: "a gap does not merge", in: pair(func(a, b *packet) { b.seq++ }), want: 2},
-		{name: "a duplicate does not merge", in: pair(func(a, b *packet) { b.seq = a.seq }), want: 2},
-		{name: "another flow does not merge", in: pair(func(a, b *packet) { b.sport++ }), want: 2},
-		{name: "another acknowledgement does not merge", in: pair(func(a, b *packet) { b.ack++ }), want: 2},
-		{name: "another window does not merge", in: pair(func(a, b *packet) { b.window++ }), want: 2},
-		{name: "another TTL does not merge", in: pair(func(a, b *packet) { b.ttl-- }), want: 2},
-		{name: "another ECN mark does not merge", in: pair(func(a, b *packet) { a.tos, b.tos = 2, 3 }), want: 2},
-		{name: "same options merge", in: pair(func(a, b *packet) { options(a, 1); options(b, 1) }), want: 1},
-		{name: "another timestamp does not merge", in: pair(func(a, b *packet) { options(a, 1); options(b, 2) }), want: 2},
-		{name: "options of another length do not merge", in: pair(func(a, b *packet) { options(a, 1) }), want: 2},
-		{name: "a longer segment does not merge", in: pair(func(a, b *packet) { b.payload = bytesOf(101, 3) }), want: 2},
-		{name: "a shorter segment merges", in: pair(func(a, b *packet) { b.payload = bytesOf(99, 3) }), want: 1},
-		{name: "an empty segment does not merge", in: pair(func(a, b *packet) { b.payload = nil }), want: 2},
-		{name: "PSH ends a frame", in: pair(func(a, b *packet) { b.flags |= wire.PSH }), want: 1},
-		{name: "nothing follows PSH", in: pair(func(a, b *packet) { a.flags |= wire.PSH }), want: 2},
-		{name: "SYN does not merge", in: pair(func(a, b *packet) { a.flags |= wire.SYN }), want: 2},
-		{name: "RST does not merge", in: pair(func(a, b *packet) { b.flags |= wire.RST }), want: 2},
-		{name: "URG does not merge", in: pair(func(a, b *packet) { b.flags |= wire.URG }), want: 2},
-		{name: "ECE on one does not merge", in: pair(func(a, b *packet) { b.flags |= wire.ECE }), want: 2},
-		{name: "ECE on both merges", in: pair(func(a, b *packet) { a.flags |= wire.ECE; b.flags |= wire.ECE }), want: 1},
-		{name: "CWR first does not merge without ECN", in: pair(func(a, b *packet) { a.flags |= wire.CWR }), want: 2},
-		{name: "CWR first merges with ECN", c: offload.Coalescer{ECN: true}, in: pair(func(a, b *packet) { a.flags |= wire.CWR }), want: 1},
-		{name: "CWR later does not merge", c: offload.Coalescer{ECN: true}, in: pair(func(a, b *packet) { b.flags |= wire.CWR }), want: 2},
-		{name: "without DF an identification that jumps does not merge", in: pair(func(a, b *packet) { a.df, b.df = false, false; b.id++ }), want: 2},
-		{name: "without DF an identification that counts merges", in: pair(func(a, b *packet) { a.df, b.df = false, false }), want: 1},
-		{name: "UDP does not merge unless asked", in: pair(func(a, b *packet) { a.udp, b.udp = true, true }), want: 2},
-		{name: "equal UDP merges when asked", c: offload.Coalescer{USO: true}, in: pair(func(a, b *packet) { a.udp, b.udp = true, true }), want: 1},
+		{name: "contiguous segments merge", in: pair(func(a, b *offloadtest.Packet) {}), want: 1},
+		{name: "a gap does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Seq++ }), want: 2},
+		{name: "a duplicate does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Seq = a.Seq }), want: 2},
+		{name: "another flow does not merge", in: pair(func(a, b *offloadtest.Packet) { b.SrcPort++ }), want: 2},
+		{name: "another acknowledgement does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Ack++ }), want: 2},
+		{name: "another window does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Window++ }), want: 2},
+		{name: "another TTL does not merge", in: pair(func(a, b *offloadtest.Packet) { b.TTL-- }), want: 2},
+		{name: "another ECN mark does not merge", in: pair(func(a, b *offloadtest.Packet) { a.TOS, b.TOS = 2, 3 }), want: 2},
+		{name: "same options merge", in: pair(func(a, b *offloadtest.Packet) { options(a, 1); options(b, 1) }), want: 1},
+		{name: "another timestamp does not merge", in: pair(func(a, b *offloadtest.Packet) { options(a, 1); options(b, 2) }), want: 2},
+		{name: "options of another length do not merge", in: pair(func(a, b *offloadtest.Packet) { options(a, 1) }), want: 2},
+		{name: "a longer segment does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Payload = offloadtest.Random(101, 3) }), want: 2},
+		{name: "a shorter segment merges", in: pair(func(a, b *offloadtest.Packet) { b.Payload = offloadtest.Random(99, 3) }), want: 1},
+		{name: "an empty segment does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Payload = nil }), want: 2},
+		{name: "PSH ends a frame", in: pair(func(a, b *offloadtest.Packet) { b.Flags |= wire.PSH }), want: 1},
+		{name: "nothing follows PSH", in: pair(func(a, b *offloadtest.Packet) { a.Flags |= wire.PSH }), want: 2},
+		{name: "SYN does not merge", in: pair(func(a, b *offloadtest.Packet) { a.Flags |= wire.SYN }), want: 2},
+		{name: "RST does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Flags |= wire.RST }), want: 2},
+		{name: "URG does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Flags |= wire.URG }), want: 2},
+		{name: "ECE on one does not merge", in: pair(func(a, b *offloadtest.Packet) { b.Flags |= wire.ECE }), want: 2},
+		{name: "ECE on both merges", in: pair(func(a, b *offloadtest.Packet) { a.Flags |= wire.ECE; b.Flags |= wire.ECE }), want: 1},
+		{name: "CWR first does not merge without ECN", in: pair(func(a, b *offloadtest.Packet) { a.Flags |= wire.CWR }), want: 2},
+		{name: "CWR first merges with ECN", c: offload.Coalescer{ECN: true}, in: pair(func(a, b *offloadtest.Packet) { a.Flags |= wire.CWR }), want: 1},
+		{name: "CWR later does not merge", c: offload.Coalescer{ECN: true}, in: pair(func(a, b *offloadtest.Packet) { b.Flags |= wire.CWR }), want: 2},
+		{name: "without DF an identification that jumps does not merge", in: pair(func(a, b *offloadtest.Packet) { a.DF, b.DF = false, false; b.ID++ }), want: 2},
+		{name: "without DF an identification that counts merges", in: pair(func(a, b *offloadtest.Packet) { a.DF, b.DF = false, false }), want: 1},
+		{name: "UDP does not merge unless asked", in: pair(func(a, b *offloadtest.Packet) { a.UDP, b.UDP = true, true }), want: 2},
+		{name: "equal UDP merges when asked", c: offload.Coalescer{USO: true}, in: pair(func(a, b *offloadtest.Packet) { a.UDP, b.UDP = true, true }), want: 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -192,10 +193,10 @@ func TestCoalesceLeavesBadChecksumsAlone(t *testing.T) {
 		t.Run(fmt.Sprintf("packet %d of three", bad), func(t *testing.T) {
 			var in [][]byte
 			for i := range 3 {
-				p := tcp4(bytesOf(100, uint64(i)))
-				p.seq += uint32(100 * i)
-				p.id += uint16(i)
-				in = append(in, p.bytes(false))
+				p := offloadtest.TCP4(offloadtest.Random(100, uint64(i)))
+				p.Seq += uint32(100 * i)
+				p.ID += uint16(i)
+				in = append(in, p.Bytes(false))
 			}
 			in[bad][60] ^= 0x10
 			b := receive(new(offload.Coalescer), in)
@@ -214,17 +215,17 @@ func TestCoalesceLeavesBadChecksumsAlone(t *testing.T) {
 }
 
 func TestCoalesceKeepsMembersApart(t *testing.T) {
-	p := tcp4(bytesOf(100, 1))
-	q := tcp4(bytesOf(100, 2))
-	q.seq += 100
+	p := offloadtest.TCP4(offloadtest.Random(100, 1))
+	q := offloadtest.TCP4(offloadtest.Random(100, 2))
+	q.Seq += 100
 	var c offload.Coalescer
 	var h wire.Headers
 	f := frame.New()
-	f.Set(p.bytes(false))
+	f.Set(p.Bytes(false))
 	f.Peer = 1
 	wire.Parse(f.Bytes(), &h)
 	c.Open(f, &h)
-	next := q.bytes(false)
+	next := q.Bytes(false)
 	wire.Parse(next, &h)
 	if c.Merge(next, &h, 2) {
 		t.Error("member 2 added to a frame of member 1")
@@ -234,9 +235,9 @@ func TestCoalesceKeepsMembersApart(t *testing.T) {
 func TestCoalesceStopsAtTheLongestPacket(t *testing.T) {
 	var in [][]byte
 	for i := range 60 {
-		p := tcp4(bytesOf(1400, uint64(i)))
-		p.seq += uint32(1400 * i)
-		in = append(in, p.bytes(false))
+		p := offloadtest.TCP4(offloadtest.Random(1400, uint64(i)))
+		p.Seq += uint32(1400 * i)
+		in = append(in, p.Bytes(false))
 	}
 	b := receive(new(offload.Coalescer), in)
 	if b.Len() != 2 {
@@ -248,27 +249,27 @@ func TestCoalesceStopsAtTheLongestPacket(t *testing.T) {
 }
 
 func TestPaddingIsNotPayload(t *testing.T) {
-	a, b := tcp4(bytesOf(8, 1)), tcp4(bytesOf(8, 2))
-	b.seq += 8
+	a, b := offloadtest.TCP4(offloadtest.Random(8, 1)), offloadtest.TCP4(offloadtest.Random(8, 2))
+	b.Seq += 8
 	in := wires(a, b)
 	in[0] = append(in[0], 0xee, 0xee, 0xee)
 	got := receive(new(offload.Coalescer), in)
-	a.payload = append(bytes.Clone(a.payload), b.payload...)
-	want := a.super(8)
+	a.Payload = append(bytes.Clone(a.Payload), b.Payload...)
+	want := a.Super(8)
 	if got.Len() != 1 || !bytes.Equal(got.At(0).Bytes(), want.Bytes()) {
 		t.Error("padding got into the merged payload")
 	}
 }
 
 func FuzzCoalesce(f *testing.F) {
-	p := tcp4(bytesOf(100, 1))
-	q := tcp4(bytesOf(100, 2))
-	q.seq += 100
-	f.Add(p.bytes(false), q.bytes(false), true)
-	p.udp, q.udp = true, true
-	f.Add(p.bytes(false), q.bytes(false), true)
-	p.v6, p.src, p.dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
-	f.Add(p.bytes(false), p.bytes(false), true)
+	p := offloadtest.TCP4(offloadtest.Random(100, 1))
+	q := offloadtest.TCP4(offloadtest.Random(100, 2))
+	q.Seq += 100
+	f.Add(p.Bytes(false), q.Bytes(false), true)
+	p.UDP, q.UDP = true, true
+	f.Add(p.Bytes(false), q.Bytes(false), true)
+	p.V6, p.Src, p.Dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	f.Add(p.Bytes(false), p.Bytes(false), true)
 	f.Fuzz(func(t *testing.T, a, b []byte, uso bool) {
 		if len(a) > frame.MaxBytes || len(b) > frame.MaxBytes {
 			return

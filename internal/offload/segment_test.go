@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"vswitch/internal/offload"
+	"vswitch/internal/offload/offloadtest"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
@@ -37,37 +38,37 @@ func cutAll(t rapid.TB, f *frame.Frame) ([][]byte, drop.Reason) {
 }
 
 // drawPacket draws any packet that may be a super-frame.
-func drawPacket(t *rapid.T) *packet {
-	p := &packet{
-		v6: rapid.Bool().Draw(t, "v6"), udp: rapid.Bool().Draw(t, "udp"),
-		sport: rapid.Uint16().Draw(t, "sport"), dport: rapid.Uint16().Draw(t, "dport"),
-		tos: rapid.Uint8().Draw(t, "tos"), ttl: rapid.Uint8().Draw(t, "ttl"),
-		id: rapid.Uint16().Draw(t, "id"), df: rapid.Bool().Draw(t, "df"),
-		seq: rapid.Uint32().Draw(t, "seq"), ack: rapid.Uint32().Draw(t, "ack"),
-		window: rapid.Uint16().Draw(t, "window"),
+func drawPacket(t *rapid.T) *offloadtest.Packet {
+	p := &offloadtest.Packet{
+		V6: rapid.Bool().Draw(t, "v6"), UDP: rapid.Bool().Draw(t, "udp"),
+		SrcPort: rapid.Uint16().Draw(t, "sport"), DstPort: rapid.Uint16().Draw(t, "dport"),
+		TOS: rapid.Uint8().Draw(t, "tos"), TTL: rapid.Uint8().Draw(t, "ttl"),
+		ID: rapid.Uint16().Draw(t, "id"), DF: rapid.Bool().Draw(t, "df"),
+		Seq: rapid.Uint32().Draw(t, "seq"), Ack: rapid.Uint32().Draw(t, "ack"),
+		Window: rapid.Uint16().Draw(t, "window"),
 	}
-	p.src, p.dst = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.2")
-	if p.v6 {
-		p.src, p.dst = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:2::2")
+	p.Src, p.Dst = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.2")
+	if p.V6 {
+		p.Src, p.Dst = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:2::2")
 		if rapid.Bool().Draw(t, "extension") {
-			p.extensions = []byte{0, 0, 1, 4, 0, 0, 0, 0} // PadN
+			p.Extensions = []byte{0, 0, 1, 4, 0, 0, 0, 0} // PadN
 		}
 	}
-	p.flags = wire.ACK | rapid.SampledFrom([]uint8{0, wire.PSH, wire.FIN, wire.PSH | wire.FIN, wire.ECE, wire.CWR, wire.CWR | wire.PSH}).Draw(t, "flags")
-	p.options = bytesOf(4*rapid.IntRange(0, 10).Draw(t, "option words"), 3)
+	p.Flags = wire.ACK | rapid.SampledFrom([]uint8{0, wire.PSH, wire.FIN, wire.PSH | wire.FIN, wire.ECE, wire.CWR, wire.CWR | wire.PSH}).Draw(t, "flags")
+	p.Options = offloadtest.Random(4*rapid.IntRange(0, 10).Draw(t, "option words"), 3)
 	n := rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(0, 60000)).Draw(t, "payload bytes")
-	p.payload = bytesOf(n, rapid.Uint64().Draw(t, "payload seed"))
-	if p.udp {
-		p.seq, p.flags, p.options = 0, 0, nil
+	p.Payload = offloadtest.Random(n, rapid.Uint64().Draw(t, "payload seed"))
+	if p.UDP {
+		p.Seq, p.Flags, p.Options = 0, 0, nil
 	}
 	return p
 }
 
 // drawSize draws a segment size; for UDP one that respects the bound on segments.
-func drawSize(t *rapid.T, p *packet) int {
+func drawSize(t *rapid.T, p *offloadtest.Packet) int {
 	least := 8
-	if p.udp {
-		least = max(least, len(p.payload)/64+1)
+	if p.UDP {
+		least = max(least, len(p.Payload)/64+1)
 	}
 	return rapid.OneOf(rapid.IntRange(least, least+50), rapid.IntRange(max(least, 500), 9000)).Draw(t, "segment size")
 }
@@ -77,10 +78,10 @@ func TestSegmentsEqualTheSlowTwins(t *testing.T) {
 		p := drawPacket(t)
 		size := drawSize(t, p)
 		var want [][]byte
-		for _, s := range p.cut(size) {
-			want = append(want, s.bytes(false))
+		for _, s := range p.Cut(size) {
+			want = append(want, s.Bytes(false))
 		}
-		got, r := cutAll(t, p.super(size))
+		got, r := cutAll(t, p.Super(size))
 		if r != drop.None {
 			t.Fatalf("refused: %v", r)
 		}
@@ -89,73 +90,73 @@ func TestSegmentsEqualTheSlowTwins(t *testing.T) {
 		}
 		for i := range got {
 			if !bytes.Equal(got[i], want[i]) {
-				t.Fatalf("segment %d\n got %x\nwant %x", i, got[i][:p.headerBytes()], want[i][:p.headerBytes()])
+				t.Fatalf("segment %d\n got %x\nwant %x", i, got[i][:p.HeaderBytes()], want[i][:p.HeaderBytes()])
 			}
 		}
 	})
 }
 
 func TestSegmentsRefuseContradictions(t *testing.T) {
-	payload := bytesOf(3000, 1)
-	udp4 := func() *packet { p := tcp4(payload); p.udp = true; return p }
+	payload := offloadtest.Random(3000, 1)
+	udp4 := func() *offloadtest.Packet { p := offloadtest.TCP4(payload); p.UDP = true; return p }
 	tests := []struct {
 		name string
 		f    func() *frame.Frame
 	}{
-		{"segment size zero", func() *frame.Frame { return tcp4(payload).super(0) }},
-		{"segment size below what Linux asks for", func() *frame.Frame { return tcp4(payload).super(7) }},
-		{"more datagrams than Linux sends", func() *frame.Frame { return udp4().super(10) }},
+		{"segment size zero", func() *frame.Frame { return offloadtest.TCP4(payload).Super(0) }},
+		{"segment size below what Linux asks for", func() *frame.Frame { return offloadtest.TCP4(payload).Super(7) }},
+		{"more datagrams than Linux sends", func() *frame.Frame { return udp4().Super(10) }},
 		{"TCPv6 over IPv4", func() *frame.Frame {
-			f := tcp4(payload).super(1000)
+			f := offloadtest.TCP4(payload).Super(1000)
 			f.VNet.GSOType = frame.GSOTCPv6
 			return f
 		}},
 		{"TCP kind on a UDP packet", func() *frame.Frame {
-			f := udp4().super(1000)
+			f := udp4().Super(1000)
 			f.VNet.GSOType = frame.GSOTCPv4
 			return f
 		}},
 		{"UDP kind on a TCP packet", func() *frame.Frame {
-			f := tcp4(payload).super(1000)
+			f := offloadtest.TCP4(payload).Super(1000)
 			f.VNet.GSOType = frame.GSOUDPL4
 			return f
 		}},
 		{"UDP fragmentation offload, never negotiated", func() *frame.Frame {
-			f := udp4().super(1000)
+			f := udp4().Super(1000)
 			f.VNet.GSOType = frame.GSOUDP
 			return f
 		}},
 		{"unknown kind", func() *frame.Frame {
-			f := tcp4(payload).super(1000)
+			f := offloadtest.TCP4(payload).Super(1000)
 			f.VNet.GSOType = 0x40
 			return f
 		}},
 		{"complete checksum", func() *frame.Frame {
-			f := tcp4(payload).super(1000)
+			f := offloadtest.TCP4(payload).Super(1000)
 			f.VNet.Flags = 0
 			return f
 		}},
 		{"checksum start off the transport header", func() *frame.Frame {
-			f := tcp4(payload).super(1000)
+			f := offloadtest.TCP4(payload).Super(1000)
 			f.VNet.CsumStart++
 			return f
 		}},
 		{"checksum offset of another protocol", func() *frame.Frame {
-			f := tcp4(payload).super(1000)
+			f := offloadtest.TCP4(payload).Super(1000)
 			f.VNet.CsumOffset = 6
 			return f
 		}},
 		{"SYN", func() *frame.Frame {
-			p := tcp4(payload)
-			p.flags |= wire.SYN
-			return p.super(1000)
+			p := offloadtest.TCP4(payload)
+			p.Flags |= wire.SYN
+			return p.Super(1000)
 		}},
 		{"headers too long", func() *frame.Frame {
-			p := tcp4(payload)
-			p.v6, p.src, p.dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
-			p.extensions = make([]byte, 160)
-			p.extensions[1] = 160/8 - 1
-			return p.super(1000)
+			p := offloadtest.TCP4(payload)
+			p.V6, p.Src, p.Dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+			p.Extensions = make([]byte, 160)
+			p.Extensions[1] = 160/8 - 1
+			return p.Super(1000)
 		}},
 	}
 	for _, tt := range tests {
@@ -172,12 +173,12 @@ func FuzzSegments(f *testing.F) {
 		v := fr.VNet
 		f.Add(fr.Bytes(), uint8(v.Flags), uint8(v.GSOType), v.GSOSize, v.CsumStart, v.CsumOffset)
 	}
-	add(tcp4(bytesOf(500, 1)).super(100))
-	u := tcp4(bytesOf(500, 1))
-	u.udp = true
-	add(u.super(100))
-	u.v6, u.src, u.dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
-	add(u.super(100))
+	add(offloadtest.TCP4(offloadtest.Random(500, 1)).Super(100))
+	u := offloadtest.TCP4(offloadtest.Random(500, 1))
+	u.UDP = true
+	add(u.Super(100))
+	u.V6, u.Src, u.Dst = true, netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	add(u.Super(100))
 	f.Fuzz(func(t *testing.T, b []byte, flags, gso uint8, size, start, offset uint16) {
 		if len(b) > frame.MaxBytes {
 			return
