@@ -86,14 +86,18 @@ func UpdatePartial(field uint16, old, new []byte) uint16 {
 	return Fold(Sum(new, uint64(field)+uint64(^Fold(Sum(old, 0)))))
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+var (
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	// zeroField stands for a checksum field. crc32 chooses its routine at run time,
+	// so that what it is given escapes: a local array would be one allocation a call.
+	zeroField [4]byte
+)
 
 // SCTPChecksum is the CRC32c of an SCTP packet with its checksum field taken as
 // zero (RFC 9260 section 6.8), in the byte order in which the field is stored
 // little endian. b is the packet from its common header on, at least SCTPBytes long.
 func SCTPChecksum(b []byte) uint32 {
-	var zero [4]byte
 	crc := crc32.Update(0, castagnoli, b[:8])
-	crc = crc32.Update(crc, castagnoli, zero[:])
+	crc = crc32.Update(crc, castagnoli, zeroField[:])
 	return crc32.Update(crc, castagnoli, b[12:])
 }

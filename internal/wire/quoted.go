@@ -41,6 +41,9 @@ func ParseQuoted(b []byte, h *Headers) drop.Reason {
 		h.TTL = b[7]
 		h.Src = Addr(b[8:24])
 		h.Dst = Addr(b[24:40])
+		if h.Src.Is4() || h.Dst.Is4() {
+			return drop.BadHeader // would pass for the tuple of an IPv4 flow, see parseIPv6
+		}
 		reason = walkQuotedExtensions(b, h)
 	default:
 		return drop.BadVersion
