@@ -46,6 +46,13 @@ func New(t testing.TB, cfg lab.Config) *lab.Lab {
 	return l
 }
 
+// Long reports whether a test is to run in its full form: `make test-long` and
+// `make soak` ask for it by $VSWITCH_TEST.
+func Long() bool {
+	v := os.Getenv("VSWITCH_TEST")
+	return v == "long" || v == "soak"
+}
+
 // BinDir finds the built binaries: $VSWITCH_BIN, or bin/ at the top of the
 // source tree. Without them the test fails, since `make build` makes them.
 func BinDir(t testing.TB) string {

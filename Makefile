@@ -1,0 +1,110 @@
+# Targets for people; `make help` lists them. Needs Go, make and git; the tests
+# and benchmarks install the Debian packages they lack.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+export CGO_ENABLED := 0
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BINARIES := vswitch vswitch-cni vswitch-bench vswitch-demo
+
+# gcc is for the race detector alone: the binaries are built without cgo.
+TEST_PACKAGES  := iperf3 curl tcpdump nftables ethtool gcc libc6-dev
+BENCH_PACKAGES := iperf3 ethtool
+STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+# Time for each fuzz target in test-long; length of a soak.
+FUZZTIME ?= 20s
+SOAK     ?= 12h
+
+# End-to-end tests run alone, after the rest: their figures and timeouts want
+# the machine. The race detector is for what runs in the test's own process.
+UNIT := go list ./... | grep -v -e '/internal/e2e$$'
+RACE := go list ./... | grep -v -e '/internal/e2e$$' -e '/internal/arrows$$' -e '/internal/lab' -e '/cmd/vswitch-demo$$'
+SUM  := go run ./internal/testsum
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.DEFAULT_GOAL := build
+
+.PHONY: build
+build: ## static binaries into bin/
+	@mkdir -p bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES:%=./cmd/%)
+
+.PHONY: demo
+demo: build ## two nodes, pods and all kinds of traffic; KEEP=1 leaves them up
+	@bin/vswitch-demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+.PHONY: test
+test: test-deps build ## everything in its short form: unit, fuzz seeds, race, namespaces, end to end
+	@echo "== unit, fuzz seeds, namespaces"
+	@go test -json -count=1 -timeout 5m $$($(UNIT)) | $(SUM)
+	@echo "== race detector"
+	@CGO_ENABLED=1 go test -json -race -count=1 -timeout 8m $$($(RACE)) | $(SUM)
+	@$(MAKE) --no-print-directory e2e TIMEOUT=8m
+
+.PHONY: e2e
+e2e: TIMEOUT ?= 30m
+e2e: build ## only the end-to-end tests; RUN=regexp picks some
+	@if [ -d internal/e2e ]; then \
+		echo "== end to end"; \
+		VSWITCH_BIN=$(CURDIR)/bin go test -json -count=1 -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') ./internal/e2e | $(SUM); \
+	fi
+
+.PHONY: test-long
+test-long: export VSWITCH_TEST := long
+test-long: test-deps build fuzz ## everything in its full form, and each fuzz target for FUZZTIME: some 30 minutes
+	@echo "== unit, namespaces"
+	@go test -json -count=1 -timeout 15m $$($(UNIT)) | $(SUM)
+	@echo "== race detector"
+	@CGO_ENABLED=1 go test -json -race -count=1 -timeout 20m $$($(RACE)) | $(SUM)
+	@$(MAKE) --no-print-directory e2e TIMEOUT=30m
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	@grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed -E 's|^(.*)/[^/]*:func |\1 |' | sort -u | \
+	while read -r dir target; do \
+		echo "== $$dir $$target for $(FUZZTIME)"; \
+		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; \
+	done
+
+.PHONY: soak
+soak: export VSWITCH_TEST := soak
+soak: export VSWITCH_SOAK := $(SOAK)
+soak: test-deps build ## the long-running tests for SOAK (12h)
+	@VSWITCH_BIN=$(CURDIR)/bin go test -count=1 -v -timeout 0 -run Soak ./internal/e2e
+
+.PHONY: bench
+bench: bench-deps build ## measure against the kernel on this machine; ONLY=regexp picks rows
+	@bin/vswitch-bench run $(if $(ONLY),--only '$(ONLY)') $(if $(PAIRS),--pairs $(PAIRS)) --json out/bench.json
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@bad=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+		if [ -n "$$bad" ]; then echo "not formatted (make fmt):"; echo "$$bad"; exit 1; fi
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+.PHONY: fmt
+fmt: ## format every Go file
+	@gofmt -w $$(git ls-files -co --exclude-standard '*.go')
+
+.PHONY: generate
+generate: ## regenerate generated code
+	go generate ./...
+
+.PHONY: test-deps
+test-deps: ## install what the tests need (Debian), if missing
+	@.ci/packages $(TEST_PACKAGES)
+
+.PHONY: bench-deps
+bench-deps: ## install what the benchmarks need (Debian), if missing
+	@.ci/packages $(BENCH_PACKAGES)
+
+.PHONY: clean
+clean: ## remove what was built and measured
+	rm -rf bin out
