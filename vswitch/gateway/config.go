@@ -35,11 +35,9 @@ type Config struct {
 	MTUBytes int
 	// MAC is the source of every frame the gateway sends (vswitch.GatewayMAC).
 	MAC frame.MAC
-	// Addrs are the gateway as pods see it (169.254.1.1, fe80::1): they answer ping.
-	Addrs []netip.Addr
-	// Routers are the node's router addresses, one a family at most. They answer
-	// ping, and are the source of ICMP errors and of connections to pods whose
-	// client's address can't be kept. A family without one gets neither.
+	// Routers are the node's router addresses, one a family at most: the source of
+	// ICMP errors and of connections to pods whose client's address can't be kept.
+	// A family without one gets neither.
 	Routers []netip.Addr
 
 	// Cluster and Service are the ranges of pods and VIPs. Neither is reached

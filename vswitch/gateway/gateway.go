@@ -15,6 +15,7 @@
 //	link/        frames in and out of the netstack: rings, offload, checksums
 //	stack.go     the netstack's settings
 //	inbound.go   what becomes of a frame from a pod
+//	session.go   one UDP or echo flow
 //	policy.go    where pods may go, and whose address is kept
 //	egress.go    TCP of pods to the world
 //	relay.go     UDP and echo, both ways
@@ -26,8 +27,14 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
@@ -38,9 +45,25 @@ import (
 // Gateway is one node's. Its methods may be called from any goroutine.
 type Gateway struct {
 	cfg      Config
+	policy   *policy
 	services *services
+	usage    *usage
 	link     *link.Link
+	stack    *stack.Stack
+	refuser  *refuser
+	relay    *relay
+	ports    *nodePorts
+	counters counters
+	tick     atomic.Uint32
 
+	ctx    context.Context // done when the gateway closes
+	cancel context.CancelFunc
+
+	connections connections
+	dials       sync.WaitGroup // pods' connections, from SYN to end
+	janitor     sync.WaitGroup
+
+	change  sync.Mutex // held while services change, so that table and ports agree
 	closing sync.Once
 }
 
@@ -50,12 +73,59 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	g := &Gateway{cfg: cfg, services: newServices()}
+	g.policy = newPolicy(&g.cfg)
+	g.usage = newUsage(&g.cfg)
+	g.ports = newNodePorts(g)
 	var err error
-	g.link, err = link.New(link.Config{Queues: cfg.Queues, RingPackets: cfg.RingPackets, MTUBytes: cfg.MTUBytes, MAC: cfg.MAC})
+	g.link, err = link.New(link.Config{
+		Queues: cfg.Queues, RingPackets: cfg.RingPackets, MTUBytes: cfg.MTUBytes, MAC: cfg.MAC, Handler: g,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
+	if g.stack, err = newStack(g.link); err != nil {
+		g.link.Close()
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.refuser = newRefuser(g.policy, g.link.WriteIP)
+	g.relay = newRelay(g)
+	g.stack.SetTransportProtocolHandler(header.UDPProtocolNumber, g.fromNetstack(wire.ProtoUDP))
+	g.stack.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, g.fromNetstack(wire.ProtoICMP))
+	g.stack.SetTransportProtocolHandler(header.ICMPv6ProtocolNumber, g.fromNetstack(wire.ProtoICMPv6))
+	g.startEgress()
+	g.janitor.Go(g.tidy)
 	return g, nil
+}
+
+// tidy advances the clock, ends what is idle and tends the node ports.
+func (g *Gateway) tidy() {
+	ticker := time.NewTicker(tickInterval)
+	defer ticker.Stop()
+	begin, swept, refreshed := time.Now(), time.Now(), time.Now()
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case now := <-ticker.C:
+			g.tick.Store(uint32(now.Sub(begin) / tickInterval))
+			if now.Sub(swept) >= time.Second {
+				swept = now
+				g.sweep(g.tick.Load())
+			}
+			if now.Sub(refreshed) >= g.cfg.NodePortRetry {
+				refreshed = now
+				g.ports.refresh()
+			}
+		}
+	}
+}
+
+// sweep ends what has been idle for too long.
+func (g *Gateway) sweep(tick uint32) {
+	g.relay.sweep(tick)
+	limit, half := ticksOf(g.cfg.TCPIdle), ticksOf(g.cfg.TCPHalfClosedIdle)
+	g.connections.abortIf(func(c connection) bool { return c.idle(tick, limit, half) })
 }
 
 // Queue is worker i's side of the gateway, 0 <= i < Config.Queues. The switch
@@ -73,22 +143,33 @@ func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason
 func (g *Gateway) HasVIP(a *wire.Addr) bool { return g.services.hasVIP(a) }
 
 // PutService adds a service port or replaces the one of the same key. The value
-// is copied. An error means nothing changed.
+// is copied. An error means nothing changed. A node port that can't be opened is
+// no error: it is logged, listed by NodePorts and tried again.
 func (g *Gateway) PutService(s Service) error {
 	if err := s.validate(); err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
-	gone, err := g.services.put(s.clone())
+	next := s.clone()
+	g.change.Lock()
+	defer g.change.Unlock()
+	if err := g.ports.conflict(next); err != nil {
+		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
+	}
+	prev, gone, err := g.services.put(next)
 	if err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
+	g.ports.replace(prev, next)
 	g.tellGone(gone)
 	return nil
 }
 
 // DeleteService forgets a service port; one that is not there is no error.
 func (g *Gateway) DeleteService(key ServiceKey) error {
-	_, gone := g.services.delete(key)
+	g.change.Lock()
+	defer g.change.Unlock()
+	prev, gone := g.services.delete(key)
+	g.ports.replace(prev, nil)
 	g.tellGone(gone)
 	return nil
 }
@@ -102,10 +183,46 @@ func (g *Gateway) tellGone(gone []Gone) {
 	}
 }
 
+// NodePorts lists the host ports of services and what became of each.
+func (g *Gateway) NodePorts() []NodePortStatus { return g.ports.status() }
+
+// abortPause is how often Close looks for handshakes that began meanwhile.
+const abortPause = 20 * time.Millisecond
+
 // Close ends every connection with a reset and stops all goroutines. Close it
-// while the switch still serves its port, so that the resets reach the pods;
-// the queues are the switch's to close. It may be called twice.
+// while the switch still serves its port, so that the resets reach the pods; the
+// queues are the switch's to close. It may be called twice.
 func (g *Gateway) Close() error {
-	g.closing.Do(func() {})
+	g.closing.Do(func() {
+		g.cancel()
+		g.janitor.Wait()
+		g.ports.close()
+		g.connections.close()
+		g.awaitDials()
+		g.ports.serving.Wait()
+		g.relay.close()
+		g.stack.Destroy()
+	})
 	return nil
+}
+
+// awaitDials waits for pods' connections to end. One whose handshake is under way
+// ends when its endpoint is aborted, which can only be done once it is
+// registered: so again, until all are gone.
+func (g *Gateway) awaitDials() {
+	done := make(chan struct{})
+	go func() {
+		g.dials.Wait()
+		close(done)
+	}()
+	for {
+		for _, ep := range g.stack.RegisteredEndpoints() {
+			ep.Abort()
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(abortPause):
+		}
+	}
 }

@@ -208,18 +208,19 @@ func (s *vipShard) remove(v vip) {
 	}
 }
 
-// put makes next the service of its key and reports who it stopped sending to.
-func (t *services) put(next *Service) ([]Gone, error) {
+// put makes next the service of its key. It returns what was there before, or nil,
+// and who that sent to and next does not.
+func (t *services) put(next *Service) (prev *Service, gone []Gone, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, a := range next.VIPs {
 		v := vip{wire.AddrFrom(a), next.Port, next.Protocol}
 		if k, taken := t.own[v]; taken && k != next.ServiceKey {
-			return nil, fmt.Errorf("VIP %v port %d belongs to service %v", a, next.Port, k)
+			return nil, nil, fmt.Errorf("VIP %v port %d belongs to service %v", a, next.Port, k)
 		}
 	}
-	prev := t.all[next.ServiceKey]
-	gone := endpointsGone(prev, next)
+	prev = t.all[next.ServiceKey]
+	gone = endpointsGone(prev, next)
 	t.all[next.ServiceKey] = next
 
 	keep := make(map[vip]bool, len(next.VIPs))
@@ -230,7 +231,7 @@ func (t *services) put(next *Service) ([]Gone, error) {
 		t.shard(&v.addr).set(v, next.backends(a.Is6(), next.InternalLocal))
 	}
 	t.removeVIPs(prev, keep)
-	return gone, nil
+	return prev, gone, nil
 }
 
 // delete forgets a service; one that is not there is no error.

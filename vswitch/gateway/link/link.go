@@ -77,6 +77,13 @@ func New(c Config) (*Link, error) {
 	return l, nil
 }
 
+// Close closes all queues, for a link that no switch has got.
+func (l *Link) Close() {
+	for i := range l.queues {
+		l.queues[i].Close()
+	}
+}
+
 // Queue is worker i's side.
 func (l *Link) Queue(i int) *Queue { return &l.queues[i] }
 

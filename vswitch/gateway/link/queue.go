@@ -6,6 +6,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"vswitch/internal/offload"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
@@ -117,10 +118,17 @@ func (q *Queue) transmit(f *frame.Frame) drop.Reason {
 	if h.EtherType == wire.TypeARP {
 		return drop.NotForUs
 	}
-	// A partial checksum is a local kernel's promise: the bytes never left this
-	// machine. Everything else was on a wire once.
-	if f.VNet.Flags&frame.NeedsCsum == 0 && !h.Fragment && !checksumValid(f.Bytes(), h) {
-		return drop.BadChecksum
+	// A partial checksum of the packet's own transport header is a local kernel's
+	// promise: those bytes never left this machine. Everything else was on a wire
+	// once. One that lies deeper, of a tunnel inside the pod, goes out with the
+	// payload, so it is finished here.
+	if f.VNet.Flags&frame.NeedsCsum != 0 && int(f.VNet.CsumStart) != h.L4Off {
+		if reason := offload.CompleteParsed(f, h); reason != drop.None {
+			return reason
+		}
+	}
+	if reason := offload.Verify(f, h); reason != drop.None {
+		return reason
 	}
 	f.Drop = drop.None
 	if q.link.handler != nil && q.link.handler.Inbound(f, h) {
@@ -132,25 +140,4 @@ func (q *Queue) transmit(f *frame.Frame) drop.Reason {
 	}
 	ep.deliver(f.Bytes()[h.L3Off:h.End], h.V6)
 	return drop.None
-}
-
-// checksumValid judges the transport checksum of a whole packet, super-frames
-// with a full checksum included. A protocol without one known here passes.
-func checksumValid(b []byte, h *wire.Headers) bool {
-	l4 := b[h.L4Off:h.End]
-	switch {
-	case !h.HasL4:
-		return true
-	case h.Proto == wire.ProtoTCP, h.Proto == wire.ProtoICMPv6:
-	case h.Proto == wire.ProtoICMP:
-		return wire.Fold(wire.Sum(l4, 0)) == 0xffff
-	case h.Proto == wire.ProtoUDP:
-		if l4[6] == 0 && l4[7] == 0 {
-			return !h.V6 // RFC 768: not computed; RFC 8200 section 8.1 forbids it
-		}
-		l4 = l4[:binary.BigEndian.Uint16(l4[4:])] // parsed: no longer than l4
-	default:
-		return true
-	}
-	return wire.Fold(wire.Sum(l4, wire.PseudoSum(h, len(l4)))) == 0xffff
 }

@@ -1,0 +1,128 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"vswitch/internal/wire"
+	"vswitch/vswitch/flow"
+)
+
+// TCP of pods to the world. A pod's SYN is answered only after the host has
+// connected, so that what the pod sees is true: refused is refused, and what does
+// not answer does not seem to.
+//
+// The netstack's forwarder keeps a slot for each SYN under way until Complete is
+// called; its own limit is out of the way (unlimited), since it counts all pods
+// together, and usage does the counting.
+
+// startEgress makes the netstack call admitSYN for segments of no connection.
+func (g *Gateway) startEgress() {
+	const unlimited = 1 << 30
+	forwarder := tcp.NewForwarder(g.stack, bufferDefaultBytes, unlimited, g.connect)
+	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+		return g.admitSYN(forwarder, id, pkt)
+	})
+}
+
+// admitSYN gets each segment that belongs to no connection. False makes the
+// netstack answer with a reset.
+func (g *Gateway) admitSYN(forwarder *tcp.Forwarder, id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	const connectBits = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst
+	if header.TCP(pkt.TransportHeader().Slice()).Flags()&connectBits != header.TCPFlagSyn {
+		return false
+	}
+	if g.ctx.Err() != nil {
+		return false
+	}
+	k := keyOf(id)
+	if _, ok := g.policy.egress(k.Dst.Netip()); !ok { // judged already, unless it came in fragments
+		return false
+	}
+	switch g.usage.reserve(&k) {
+	case known, overHalfOpen:
+		return true
+	case overCap:
+		return false
+	}
+	g.dials.Add(1)
+	if !forwarder.HandlePacket(id, pkt) {
+		g.usage.release(&k)
+		g.dials.Done()
+		return false
+	}
+	return true
+}
+
+// keyOf is the tuple of a pod's packets, of which the netstack's end is the
+// destination.
+func keyOf(id stack.TransportEndpointID) flow.Key {
+	return flow.Key{
+		Src: addrOf(id.RemoteAddress), SrcPort: id.RemotePort,
+		Dst: addrOf(id.LocalAddress), DstPort: id.LocalPort, Proto: wire.ProtoTCP,
+	}
+}
+
+// connect carries one connection from SYN to end, in a goroutine of its own that
+// the forwarder starts.
+func (g *Gateway) connect(r *tcp.ForwarderRequest) {
+	defer g.dials.Done()
+	k := keyOf(r.ID())
+	defer g.usage.release(&k)
+	host, err := g.dialHost(addrPort(&k.Dst, k.DstPort))
+	if err != nil {
+		if errors.Is(err, unix.ECONNREFUSED) {
+			g.counters.egressRefused.Add(1)
+		} else {
+			g.counters.egressFailed.Add(1)
+		}
+		r.Complete(true)
+		return
+	}
+	g.counters.egressDialed.Add(1)
+	var wq waiter.Queue
+	ep, terr := r.CreateEndpoint(&wq)
+	r.Complete(terr != nil)
+	if terr != nil {
+		g.counters.egressFailed.Add(1)
+		reset(host)
+		return
+	}
+	g.usage.established(&k)
+	g.counters.egressOpen.Add(1)
+	defer g.counters.egressOpen.Add(-1)
+	(&splice{host: host, pod: newPodConn(ep, &wq), g: g}).run()
+}
+
+// errForbidden says that pods may not go to an address.
+var errForbidden = errors.New("destination is not served")
+
+// dialHost connects from the host to where a pod's packets to dst go.
+func (g *Gateway) dialHost(dst netip.AddrPort) (*net.TCPConn, error) {
+	to, ok := g.policy.egress(dst.Addr())
+	if !ok {
+		return nil, errForbidden
+	}
+	return g.dialTCP(netip.AddrPortFrom(to, dst.Port()))
+}
+
+func (g *Gateway) dialTCP(to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAliveConfig: hostKeepAlive}
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+var hostKeepAlive = net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount}

@@ -1,0 +1,100 @@
+package gateway
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+
+	"vswitch/vswitch/drop"
+)
+
+// TCP of the world to pods, by way of node ports. The host's kernel has accepted
+// the connection by the time we see it; a client whose endpoint then can't be
+// reached gets a reset.
+
+// serveClient carries one accepted connection to its end.
+func (g *Gateway) serveClient(client *net.TCPConn, p *nodePort) {
+	if g.counters.ingressOpen.Add(1) > int64(g.cfg.IngressConnections) {
+		g.counters.ingressOpen.Add(-1)
+		g.counters.ingressRefused.Add(1)
+		reset(client)
+		return
+	}
+	defer g.counters.ingressOpen.Add(-1)
+	g.counters.ingressTotal.Add(1)
+	from := unmapped(client.RemoteAddr())
+	g.serveClientAs(client, from, p)
+}
+
+// serveClientAs is serveClient for a client known by the address from.
+func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, p *nodePort) {
+	ep, reason := p.pick(from.Addr().Is6())
+	if reason != drop.None {
+		g.counters.ingressRefused.Add(1)
+		reset(client)
+		return
+	}
+	to := addrPort(&ep.Addr, ep.Port)
+	if !g.policy.inCluster(to.Addr()) {
+		g.serveByHost(client, to)
+		return
+	}
+	src, ok := g.policy.sourceFor(from, to.Addr())
+	if !ok {
+		g.counters.ingressFailed.Add(1)
+		reset(client)
+		return
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
+	pod, err := dialPod(ctx, g.stack, src, to)
+	cancel()
+	if err != nil {
+		g.counters.ingressFailed.Add(1)
+		reset(client)
+		return
+	}
+	(&splice{host: client, pod: pod, g: g}).run()
+}
+
+// serveByHost joins a client with an endpoint that is no pod: a program on a
+// node, which the host reaches by itself.
+func (g *Gateway) serveByHost(client *net.TCPConn, to netip.AddrPort) {
+	server, err := g.dialTCP(to)
+	if err != nil {
+		g.counters.ingressFailed.Add(1)
+		reset(client)
+		return
+	}
+	pair := &hostPair{client, server}
+	if !g.connections.add(pair) {
+		pair.abort()
+		return
+	}
+	defer g.connections.remove(pair)
+	copyHalf := func(dst, src *net.TCPConn) {
+		if _, err := io.Copy(dst, src); err != nil { // splice(2): the bytes stay in the kernel
+			pair.abort()
+			return
+		}
+		dst.CloseWrite()
+	}
+	var up sync.WaitGroup
+	up.Go(func() { copyHalf(server, client) })
+	copyHalf(client, server)
+	up.Wait()
+	client.Close()
+	server.Close()
+}
+
+// reset closes a connection with a reset rather than an orderly end.
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+func unmapped(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}

@@ -1,0 +1,145 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// spliceBytes is one read or write between a host socket and the netstack. With
+// 64 KiB super-frames on both sides a system call moves four; beyond the size of
+// a core's second cache more would not help.
+const spliceBytes = 256 << 10
+
+var splicePool = sync.Pool{New: func() any { return new([spliceBytes]byte) }}
+
+// splice joins a host connection and a pod's. Each direction ends by itself, as
+// TCP's do; a reset on either side resets the other. A buffer is held only while
+// bytes are in it, so that thousands of idle connections cost no buffers.
+type splice struct {
+	host *net.TCPConn
+	pod  *podConn
+	g    *Gateway
+
+	used   atomic.Uint32 // tick of the last byte
+	halves atomic.Int32  // directions that have ended
+}
+
+// run moves bytes until both directions have ended. It closes both connections.
+func (s *splice) run() {
+	s.used.Store(s.g.tick.Load())
+	if s.g.connections.add(s) {
+		var up sync.WaitGroup
+		up.Go(func() { s.end(s.toHost()) })
+		s.end(s.toPod())
+		up.Wait()
+		s.g.connections.remove(s)
+	} else {
+		s.abort()
+	}
+	s.pod.close()
+	s.host.Close()
+}
+
+func (s *splice) end(err error) {
+	if err != nil {
+		s.abort()
+	}
+	s.halves.Add(1)
+}
+
+// abort resets both sides.
+func (s *splice) abort() {
+	s.pod.abort()
+	reset(s.host)
+}
+
+// toPod copies what the host side sends.
+func (s *splice) toPod() error {
+	raw, err := s.host.SyscallConn()
+	if err != nil {
+		return err
+	}
+	w := s.pod.watch(waiter.WritableEvents)
+	defer w.stop()
+	for {
+		var buf *[spliceBytes]byte
+		var n int
+		var rerr error
+		err := raw.Read(func(fd uintptr) bool {
+			buf = splicePool.Get().(*[spliceBytes]byte)
+			n, rerr = readFD(int(fd), buf[:])
+			if rerr == unix.EAGAIN {
+				splicePool.Put(buf)
+				buf = nil
+				return false
+			}
+			return true
+		})
+		if err = errors.Join(err, rerr); err == nil && n > 0 {
+			s.moved(n)
+			err = s.pod.write(buf[:n], w)
+		}
+		if buf != nil {
+			splicePool.Put(buf)
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			s.pod.closeWrite()
+			return nil
+		}
+	}
+}
+
+func readFD(fd int, b []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, b)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// toHost copies what the pod sends.
+func (s *splice) toHost() error {
+	w := s.pod.watch(waiter.ReadableEvents)
+	defer w.stop()
+	for {
+		buf := splicePool.Get().(*[spliceBytes]byte)
+		n, err := s.pod.read(buf[:])
+		if n > 0 {
+			s.moved(n)
+			_, err = s.host.Write(buf[:n])
+		}
+		splicePool.Put(buf)
+		switch err {
+		case nil:
+		case errWouldBlock:
+			<-w.ch
+		case io.EOF:
+			return s.host.CloseWrite()
+		default:
+			return err
+		}
+	}
+}
+
+func (s *splice) moved(n int) {
+	s.used.Store(s.g.tick.Load())
+	s.g.counters.bytes.Add(uint64(n))
+}
+
+// idle reports whether the connection has been silent too long.
+func (s *splice) idle(tick, limit, halfClosedLimit uint32) bool {
+	if s.halves.Load() > 0 {
+		limit = halfClosedLimit
+	}
+	return tick-s.used.Load() >= limit
+}
