@@ -359,3 +359,31 @@ func BenchmarkLoopback1450BytesTrainsOf45(b *testing.B) { benchmarkLoopback(b, 1
 func BenchmarkLoopback1450BytesAlone(b *testing.B)      { benchmarkLoopback(b, 1450, 45, false) }
 func BenchmarkLoopback64BytesTrainsOf64(b *testing.B)   { benchmarkLoopback(b, 64, 64, true) }
 func BenchmarkLoopback64BytesAlone(b *testing.B)        { benchmarkLoopback(b, 64, 64, false) }
+
+// A socket without checksums is refused trains (EINVAL), as broken kernels refuse them.
+func TestRefusedTrainsGoAlone(t *testing.T) {
+	from, to := listen(t, loopbacks["IPv4"], true), listen(t, loopbacks["IPv4"], true)
+	if err := unix.SetsockoptInt(from.FD(), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
+		t.Fatal(err)
+	}
+	dest := udp.NewDest(to.Local())
+	var lost drop.Reason
+	for round := range 2 {
+		for i := range 10 {
+			from.Stage(dest, 2, []byte{byte(i)}, make([]byte, 99), &lost)
+		}
+		from.Flush()
+		got, _ := receive(t, to, 10)
+		for i := range got {
+			if got[i].data[0] != byte(i) || got[i].tos != 2 {
+				t.Fatalf("round %d: datagram %d is %d with TOS %d", round, i, got[i].data[0], got[i].tos)
+			}
+		}
+	}
+	if lost != drop.None {
+		t.Errorf("lost: %v", lost)
+	}
+	if n := from.Stats().GSORefused; n != 1 {
+		t.Errorf("refusal counted %d times, want once for the destination", n)
+	}
+}
