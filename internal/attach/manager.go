@@ -1,0 +1,435 @@
+package attach
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/control"
+	"vswitch/control/statefile"
+	"vswitch/internal/fdstore"
+	"vswitch/tap"
+	"vswitch/vswitch"
+	"vswitch/vswitch/fib"
+	"vswitch/vswitch/frame"
+)
+
+// Config is what a Manager works with. All but Log is required.
+type Config struct {
+	Node      string
+	Ports     Ports
+	Routes    Routes
+	Publisher Publisher
+	FDs       fdstore.Store
+	OpenQueue OpenQueue
+	// Forget drops the flows of a pod that has gone: those that name one of its addresses.
+	Forget func(addrs []netip.Addr)
+	// Records keeps the attachments beyond the daemon.
+	Records Records
+	// MTUBytes and Queues are what new attachments get.
+	MTUBytes int
+	Queues   int
+	// Timeout is how long an attachment stays pending.
+	Timeout time.Duration
+	Log     *slog.Logger
+}
+
+// Manager owns the attachments. Its methods may be called from any goroutine.
+//
+// One mutex covers all: what runs under it are a few system calls per pod and the
+// writing of a small file, not once per frame, and in exchange no step of one
+// attachment is ever seen by another half done.
+type Manager struct {
+	cfg Config
+
+	mu     sync.Mutex
+	leases Leases // nil until the node has its pod CIDR; guarded by mu, as is all below
+	byKey  map[Key]*entry
+	closed bool
+}
+
+// entry is an attachment and what only the manager knows of it.
+type entry struct {
+	Attachment
+	port    uint32    // valid while Attached
+	expires time.Time // valid while Pending
+	missing bool      // the namespace's path was there and is gone, as of the last sweep
+	seen    bool      // this process has seen the namespace's path
+}
+
+// New makes a manager of the attachments that survived in the records. Those
+// whose queues the fd store still holds are opened again by Restore; the others
+// wait, detached, for vswitch-cni reattach.
+func New(cfg Config) (*Manager, error) {
+	m := &Manager{cfg: cfg, byKey: map[Key]*entry{}}
+	kept, err := cfg.Records.Load()
+	var damaged *statefile.DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		cfg.Log.Error("attachments are lost; pods need to be made anew", "err", err)
+	case err != nil:
+		return nil, fmt.Errorf("attach: %w", err)
+	}
+	for _, a := range kept {
+		a.State, a.Token, a.Queues, a.Port = Detached, newToken(), cfg.Queues, portName(&a)
+		m.byKey[a.Key] = &entry{Attachment: a}
+	}
+	return m, nil
+}
+
+// Serve lets Add lease from l from now on, after both have been made to agree. A
+// lease of nobody known is freed: a daemon killed between lease and record leaves
+// one. An attachment whose addresses another has is dropped.
+func (m *Manager) Serve(l Leases) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leases = l
+	known := map[string]bool{}
+	var errs []error
+	for _, e := range m.byKey {
+		h := holder(e.Key)
+		known[h] = true
+		if err := l.Hold(h, e.Addrs); err != nil {
+			m.cfg.Log.Error("pod's addresses are another's", "pod", e.podName(), "addr", e.Addrs, "err", err)
+			errs = append(errs, m.remove(e))
+		}
+	}
+	for _, h := range l.Holders() {
+		if !known[h] {
+			errs = append(errs, l.Release(h))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Restore opens again what the fd store kept, and returns every pod that has an
+// interface, for the cluster to be told.
+func (m *Manager) Restore() []Attachment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.byKey {
+		fds, err := m.cfg.FDs.Get(e.storeName())
+		if err != nil {
+			continue // not there: it waits for reattach
+		}
+		// Features are what the first opening found; the store keeps descriptors only.
+		if err := m.open(e, fds, featuresOf(e)); err != nil {
+			m.cfg.Log.Warn("pod not restored", "pod", e.podName(), "err", err)
+		}
+	}
+	return m.list()
+}
+
+// Add leases addresses for a new attachment, pending until its queues come. Errors:
+// *InvalidError, ErrExists, ErrNotReady, ErrExhausted, or what the disk said.
+func (m *Manager) Add(r Request) (Attachment, error) {
+	if err := r.validate(); err != nil {
+		return Attachment{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.leases == nil || m.closed:
+		return Attachment{}, ErrNotReady
+	case m.sameInterface(r.Key) != nil:
+		return Attachment{}, fmt.Errorf("%w: %v", ErrExists, r.Key)
+	}
+	addrs, err := m.leases.Lease(holder(r.Key))
+	if err != nil {
+		return Attachment{}, err
+	}
+	e := &entry{
+		Attachment: Attachment{
+			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Addrs: addrs, MAC: newMAC(),
+			MTUBytes: m.cfg.MTUBytes, Queues: m.cfg.Queues, State: Pending, Token: newToken(),
+		},
+		expires: time.Now().Add(m.cfg.Timeout),
+	}
+	e.Port = portName(&e.Attachment)
+	m.byKey[r.Key] = e
+	m.cfg.Log.Info("pod added", "pod", e.podName(), "addr", addrs)
+	return e.Attachment, nil
+}
+
+// sameInterface finds an attachment of the same interface of the same container,
+// on whatever network: the kernel has one device of a name.
+func (m *Manager) sameInterface(k Key) *entry {
+	for _, e := range m.byKey {
+		if e.ContainerID == k.ContainerID && e.Ifname == k.Ifname {
+			return e
+		}
+	}
+	return nil
+}
+
+// Attach takes the queues that belong to a token and opens the pod's port. It
+// owns fds, whatever it returns. After an error the attachment and its token are
+// as before.
+func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.byToken(token)
+	switch {
+	case e == nil || m.closed:
+		closeAll(fds)
+		return ErrToken
+	case len(fds) != e.Queues:
+		closeAll(fds)
+		return fmt.Errorf("%d queues for %s, want %d", len(fds), e.podName(), e.Queues)
+	}
+	before := e.Attachment
+	// The store keeps duplicates; the ones passed are the queues'.
+	if err := m.cfg.FDs.Put(e.storeName(), fds); err != nil {
+		closeAll(fds)
+		return err
+	}
+	if err := m.open(e, fds, f); err != nil {
+		return errors.Join(err, m.cfg.FDs.Remove(e.storeName()))
+	}
+	if err := m.save(); err != nil {
+		err = errors.Join(err, m.detach(e))
+		e.State, e.Token = before.State, before.Token
+		return err
+	}
+	m.cfg.Log.Info("pod attached", "pod", e.podName(), "port", e.Port, "addr", e.Addrs, "mac", e.MAC, "queues", len(fds), "features", f.String())
+	return nil
+}
+
+func (m *Manager) byToken(token string) *entry {
+	if token == "" {
+		return nil
+	}
+	for _, e := range m.byKey {
+		if e.Token == token {
+			return e
+		}
+	}
+	return nil
+}
+
+// open makes a port of the queues and routes the pod's addresses to it, in an
+// order that is closed until all is in place: the port's guards come with it, and
+// nothing reaches it before its routes. It owns fds.
+func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
+	queues, err := m.openQueues(fds, f)
+	if err != nil {
+		return err
+	}
+	port, err := m.cfg.Ports.AddPort(vswitch.PortConfig{
+		Kind: vswitch.PortPod, Name: e.Port, MAC: e.MAC, Addrs: e.Addrs,
+		MTUBytes: e.MTUBytes, Queues: queues,
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range e.Addrs {
+		m.cfg.Routes.SetHost(a, fib.NextHop{Kind: fib.Port, Index: port})
+	}
+	e.port, e.State, e.Token, e.Plain = port, Attached, "", f&tap.VNet == 0
+	m.cfg.Publisher.PublishPod(control.NewPod(m.podInfo(e)))
+	return nil
+}
+
+func (m *Manager) podInfo(e *entry) control.PodInfo {
+	return control.PodInfo{
+		Node: m.cfg.Node, Namespace: e.Pod.Namespace, Name: e.Pod.Name, UID: e.Pod.UID, Labels: e.Pod.Labels,
+		ContainerID: e.ContainerID, Interface: e.Ifname, Addrs: e.Addrs, MAC: e.MAC,
+	}
+}
+
+func (m *Manager) openQueues(fds []int, f tap.Features) ([]vswitch.Queue, error) {
+	var queues []vswitch.Queue
+	for i, fd := range fds {
+		q, err := m.cfg.OpenQueue(fd, f)
+		if err != nil {
+			closeAll(fds[i:])
+			for _, q := range queues {
+				err = errors.Join(err, q.Close())
+			}
+			return nil, err
+		}
+		queues = append(queues, q)
+	}
+	return queues, nil
+}
+
+// Delete removes an attachment in any state and frees its addresses. One that
+// isn't there is no error.
+func (m *Manager) Delete(k Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.remove(m.byKey[k])
+}
+
+// remove ends an attachment: no frame goes in or out before its address is free
+// for another pod. Callers hold mu; nil is nothing to do.
+func (m *Manager) remove(e *entry) error {
+	if e == nil {
+		return nil
+	}
+	recorded := e.State != Pending
+	err := m.detach(e)
+	if m.leases != nil { // without: Serve frees what nobody holds
+		if e := m.leases.Release(holder(e.Key)); e != nil {
+			return errors.Join(err, e) // the record stays, so that the next attempt frees it
+		}
+	}
+	delete(m.byKey, e.Key)
+	m.cfg.Log.Info("pod removed", "pod", e.podName(), "addr", e.Addrs)
+	if recorded {
+		err = errors.Join(err, m.save())
+	}
+	return err
+}
+
+// detach takes an attachment's routes, port, flows and descriptors away.
+func (m *Manager) detach(e *entry) error {
+	var errs []error
+	if e.State == Attached {
+		for _, a := range e.Addrs {
+			m.cfg.Routes.DeleteHost(a)
+		}
+		errs = append(errs, m.cfg.Ports.RemovePort(e.port))
+		m.cfg.Forget(e.Addrs)
+	}
+	m.cfg.Publisher.UnpublishPod(control.PodKey(m.cfg.Node, e.ContainerID, e.Ifname))
+	errs = append(errs, m.cfg.FDs.Remove(e.storeName()))
+	e.State, e.Token = Detached, newToken()
+	return errors.Join(errs...)
+}
+
+// Died is told that a port's device is gone. The attachment stays, detached,
+// until it is deleted or its namespace is seen to be gone.
+func (m *Manager) Died(port string, cause error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.byKey {
+		if e.Port != port || e.State != Attached {
+			continue
+		}
+		m.cfg.Log.Warn("pod's device is gone", "pod", e.podName(), "port", port, "err", cause)
+		if err := m.detach(e); err != nil {
+			m.cfg.Log.Warn("pod detached with errors", "pod", e.podName(), "err", err)
+		}
+	}
+}
+
+// Get finds one attachment, without its token.
+func (m *Manager) Get(k Key) (Attachment, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.byKey[k]
+	if e == nil {
+		return Attachment{}, fmt.Errorf("%w: %v", ErrNotFound, k)
+	}
+	a := e.Attachment
+	a.Token = ""
+	return a, nil
+}
+
+// List is every attachment, by port name.
+func (m *Manager) List() []Attachment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.list()
+}
+
+func (m *Manager) list() []Attachment {
+	all := make([]Attachment, 0, len(m.byKey))
+	for _, e := range m.byKey {
+		all = append(all, e.Attachment)
+	}
+	slices.SortFunc(all, func(a, b Attachment) int { return strings.Compare(a.Port, b.Port) })
+	return all
+}
+
+// Failure is an attachment that GC could not remove.
+type Failure struct {
+	Key Key
+	Err error
+}
+
+// GC removes the attachments of a network that are not in valid, and goes on
+// after an error.
+func (m *Manager) GC(network string, valid []Key) (removed []Attachment, failed []Failure) {
+	keep := map[Key]bool{}
+	for _, k := range valid {
+		k.Network = network
+		keep[k] = true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.list() {
+		if a.Network != network || keep[a.Key] {
+			continue
+		}
+		if err := m.remove(m.byKey[a.Key]); err != nil {
+			failed = append(failed, Failure{a.Key, err})
+			continue
+		}
+		a.Token = ""
+		removed = append(removed, a)
+	}
+	return removed, failed
+}
+
+// Close lets nothing in any more. Ports are the switch's to close; attachments
+// and their records stay, for the next daemon.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+}
+
+func (m *Manager) save() error {
+	all := slices.DeleteFunc(m.list(), func(a Attachment) bool { return a.State == Pending })
+	return m.cfg.Records.Save(all)
+}
+
+// holder names a lease. The parts can't hold the separator.
+func holder(k Key) string { return k.Network + "/" + k.ContainerID + "/" + k.Ifname }
+
+// portName is unique: one container has one interface of a name.
+func portName(a *Attachment) string {
+	return a.Pod.Namespace + "/" + a.Pod.Name + "/" + a.ContainerID + "/" + a.Ifname
+}
+
+func (e *entry) podName() string { return e.Pod.Namespace + "/" + e.Pod.Name }
+
+// storeName is the name of the queues in the fd store.
+func (e *entry) storeName() string { return "tap/" + e.ContainerID + "/" + e.Ifname }
+
+func featuresOf(e *entry) tap.Features {
+	if e.Plain {
+		return 0
+	}
+	return tap.VNet | tap.CSUM | tap.TSO4 | tap.TSO6
+}
+
+// newToken is 128 random bits: who has it may hand in the queues.
+func newToken() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+func newMAC() frame.MAC {
+	var b [6]byte
+	rand.Read(b[:])
+	return frame.LocalMAC(b)
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}

@@ -1,0 +1,128 @@
+package nodeapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"vswitch/control"
+	apiv1 "vswitch/control/api/v1"
+)
+
+// Apply implements apiv1.NodeServer. Every document is read and checked before
+// the first is stored, so that a mistake in one changes nothing.
+func (s *Server) Apply(ctx context.Context, r *apiv1.ApplyRequest) (*apiv1.ApplyReply, error) {
+	var objs []control.Object
+	for i, doc := range r.GetDocuments() {
+		decoded, err := control.Decode(doc)
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "object %d: %v", i+1, err)
+		}
+		objs = append(objs, decoded...)
+	}
+	if len(objs) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "no document; want Kubernetes objects as JSON")
+	}
+	before, err := s.revisions(ctx, objs)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	reply := &apiv1.ApplyReply{}
+	for _, o := range objs {
+		stored, err := s.cfg.Objects.Apply(ctx, []control.Object{o})
+		if err != nil {
+			return nil, statusOf(fmt.Errorf("%w (%d of %d applied)", err, len(reply.Results), len(objs)))
+		}
+		for _, o := range stored {
+			result, err := objectResult(o, before)
+			if err != nil {
+				return nil, internal(err)
+			}
+			reply.Results = append(reply.Results, result)
+		}
+	}
+	return reply, nil
+}
+
+// revisions are the resource versions of all objects of the kinds in objs, from
+// which a change is told.
+func (s *Server) revisions(ctx context.Context, objs []control.Object) (map[control.Key]string, error) {
+	found := map[control.Key]string{}
+	listed := map[control.Kind]bool{}
+	for _, o := range objs {
+		kind := control.KindOf(o)
+		if listed[kind] {
+			continue
+		}
+		listed[kind] = true
+		all, err := s.cfg.Objects.List(ctx, kind)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range all {
+			found[control.KeyOf(x)] = x.GetResourceVersion()
+		}
+	}
+	return found, nil
+}
+
+func objectResult(o control.Object, before map[control.Key]string) (*apiv1.ObjectResult, error) {
+	doc, err := control.Encode(o)
+	if err != nil {
+		return nil, err
+	}
+	change := apiv1.Change_CHANGE_CONFIGURED
+	switch was, ok := before[control.KeyOf(o)]; {
+	case !ok:
+		change = apiv1.Change_CHANGE_CREATED
+	case was == o.GetResourceVersion():
+		change = apiv1.Change_CHANGE_UNCHANGED
+	}
+	return &apiv1.ObjectResult{
+		Kind: control.KindOf(o).String(), Namespace: o.GetNamespace(), Name: o.GetName(),
+		Change: change, Document: doc,
+	}, nil
+}
+
+// Delete implements apiv1.NodeServer.
+func (s *Server) Delete(ctx context.Context, r *apiv1.DeleteRequest) (*apiv1.DeleteReply, error) {
+	kind, err := control.ParseKind(r.GetKind())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	namespace := r.GetNamespace()
+	switch {
+	case kind == control.KindPod || kind == control.KindLease:
+		return nil, status.Errorf(codes.InvalidArgument, "a %v can't be deleted: it goes with what it records; want a service, an endpointslice or a node", kind)
+	case r.GetName() == "":
+		return nil, status.Errorf(codes.InvalidArgument, "name \"\": want the name of a %v", kind)
+	case kind == control.KindNode:
+		namespace = ""
+	case namespace == "":
+		namespace = "default"
+	}
+	if err := s.cfg.Objects.Delete(ctx, kind, namespace, r.GetName()); err != nil {
+		return nil, statusOf(err)
+	}
+	return &apiv1.DeleteReply{}, nil
+}
+
+// Get implements apiv1.NodeServer.
+func (s *Server) Get(ctx context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {
+	rows, err := s.cfg.Rows(ctx, r.GetKind())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	reply := &apiv1.GetReply{}
+	for _, row := range rows {
+		text, err := json.Marshal(row)
+		if err != nil {
+			return nil, internal(err)
+		}
+		reply.Rows = append(reply.Rows, text)
+	}
+	return reply, nil
+}

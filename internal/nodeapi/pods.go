@@ -1,0 +1,127 @@
+package nodeapi
+
+import (
+	"context"
+	"net/netip"
+
+	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/attach"
+)
+
+// txQueueFrames is the pod's send queue, which with the TAP's is the only cushion
+// while the daemon is away. 1,000 is Linux's default for Ethernet; a TAP's is 500.
+const txQueueFrames = 1000
+
+// AddPod implements apiv1.NodeServer.
+func (s *Server) AddPod(_ context.Context, r *apiv1.AddPodRequest) (*apiv1.AddPodReply, error) {
+	a, err := s.cfg.Attachments.Add(attach.Request{
+		Key: keyOf(r.GetKey()), Netns: r.GetNetns(),
+		Pod: attach.Pod{
+			Namespace: r.GetPod().GetNamespace(), Name: r.GetPod().GetName(),
+			UID: r.GetPod().GetUid(), Labels: r.GetPod().GetLabels(),
+		},
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &apiv1.AddPodReply{
+		Ips: hostPrefixes(a.Addrs), Gateways: s.gateways(a.Addrs),
+		Mac: a.MAC.String(), GatewayMac: s.cfg.GatewayMAC,
+		MtuBytes: uint32(a.MTUBytes), Queues: uint32(a.Queues), Token: a.Token,
+		TxQueueFrames: txQueueFrames,
+	}, nil
+}
+
+// DelPod implements apiv1.NodeServer.
+func (s *Server) DelPod(_ context.Context, r *apiv1.DelPodRequest) (*apiv1.DelPodReply, error) {
+	if err := s.cfg.Attachments.Delete(keyOf(r.GetKey())); err != nil {
+		return nil, statusOf(err)
+	}
+	return &apiv1.DelPodReply{}, nil
+}
+
+// CheckPod implements apiv1.NodeServer.
+func (s *Server) CheckPod(_ context.Context, r *apiv1.CheckPodRequest) (*apiv1.CheckPodReply, error) {
+	a, err := s.cfg.Attachments.Get(keyOf(r.GetKey()))
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &apiv1.CheckPodReply{
+		Attachment: wireAttachment(&a), Gateways: s.gateways(a.Addrs), GatewayMac: s.cfg.GatewayMAC,
+	}, nil
+}
+
+// GC implements apiv1.NodeServer.
+func (s *Server) GC(_ context.Context, r *apiv1.GCRequest) (*apiv1.GCReply, error) {
+	if r.GetNetwork() == "" {
+		return nil, statusOf(&attach.InvalidError{Field: "network", Value: "", Want: "the network whose attachments are judged"})
+	}
+	var valid []attach.Key
+	for _, k := range r.GetValid() {
+		valid = append(valid, keyOf(k))
+	}
+	removed, failed := s.cfg.Attachments.GC(r.GetNetwork(), valid)
+	reply := &apiv1.GCReply{}
+	for i := range removed {
+		reply.Removed = append(reply.Removed, wireAttachment(&removed[i]))
+	}
+	for _, f := range failed {
+		reply.Failed = append(reply.Failed, &apiv1.GCFailure{Key: wireKey(f.Key), Error: f.Err.Error()})
+	}
+	return reply, nil
+}
+
+// ListAttachments implements apiv1.NodeServer.
+func (s *Server) ListAttachments(_ context.Context, r *apiv1.ListAttachmentsRequest) (*apiv1.ListAttachmentsReply, error) {
+	reply := &apiv1.ListAttachmentsReply{}
+	for _, a := range s.cfg.Attachments.List() {
+		if r.GetDetachedOnly() && a.State == attach.Attached {
+			continue
+		}
+		w := wireAttachment(&a)
+		w.Token = a.Token
+		reply.Attachments = append(reply.Attachments, w)
+	}
+	return reply, nil
+}
+
+func keyOf(k *apiv1.AttachmentKey) attach.Key {
+	return attach.Key{Network: k.GetNetwork(), ContainerID: k.GetContainerId(), Ifname: k.GetIfname()}
+}
+
+func wireKey(k attach.Key) *apiv1.AttachmentKey {
+	return &apiv1.AttachmentKey{Network: k.Network, ContainerId: k.ContainerID, Ifname: k.Ifname}
+}
+
+// wireAttachment leaves the token out: only ListAttachments gives it.
+func wireAttachment(a *attach.Attachment) *apiv1.Attachment {
+	return &apiv1.Attachment{
+		Key: wireKey(a.Key), Netns: a.Netns,
+		Pod: &apiv1.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Uid: a.Pod.UID, Labels: a.Pod.Labels},
+		Ips: hostPrefixes(a.Addrs), Mac: a.MAC.String(), MtuBytes: uint32(a.MTUBytes),
+		Queues: uint32(a.Queues), Plain: a.Plain, Attached: a.State == attach.Attached,
+	}
+}
+
+// hostPrefixes are addresses as an interface gets them: /32 and /128.
+func hostPrefixes(addrs []netip.Addr) []string {
+	var out []string
+	for _, a := range addrs {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
+	}
+	return out
+}
+
+// gateways are those of the families that addrs have.
+func (s *Server) gateways(addrs []netip.Addr) []string {
+	var out []string
+	for _, g := range s.cfg.Gateways {
+		for _, a := range addrs {
+			if a.Is4() == g.Is4() {
+				out = append(out, g.String())
+				break
+			}
+		}
+	}
+	return out
+}

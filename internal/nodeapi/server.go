@@ -1,0 +1,179 @@
+// Package nodeapi serves the API of a node's daemon (control/api/v1) on a unix
+// socket: to the CNI plugin and the command line, of root or of the daemon's own
+// user, and to nobody else.
+//
+// It translates: requests into the calls of narrow interfaces, their errors into
+// gRPC status codes. What an attachment or an object is, others decide.
+package nodeapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"vswitch/control"
+	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/attach"
+	"vswitch/internal/fdpass"
+)
+
+// Attachments is what AddPod and its like are about; *attach.Manager is one.
+type Attachments interface {
+	Add(attach.Request) (attach.Attachment, error)
+	Delete(attach.Key) error
+	Get(attach.Key) (attach.Attachment, error)
+	List() []attach.Attachment
+	GC(network string, valid []attach.Key) ([]attach.Attachment, []attach.Failure)
+}
+
+// Objects is the cluster's store, for Apply and Delete; control.Store is one.
+type Objects interface {
+	Apply(ctx context.Context, objs []control.Object) ([]control.Object, error)
+	Delete(ctx context.Context, kind control.Kind, namespace, name string) error
+	List(ctx context.Context, kind control.Kind) ([]control.Object, error)
+}
+
+// Readiness is the answer to Status.
+type Readiness struct {
+	Reason  string // empty: ready
+	Limited bool   // pods that exist may lack connectivity as well
+}
+
+// Config is what a server answers from. All but Log is required.
+type Config struct {
+	Socket      string
+	Node        string
+	Version     string
+	Attachments Attachments
+	Objects     Objects
+	// Ready says whether an AddPod made now would succeed.
+	Ready func() Readiness
+	// Rows lists what `vswitch get KIND` shows, one value that marshals to a JSON
+	// object a row. An *UnknownKindError is the caller's mistake.
+	Rows func(ctx context.Context, kind string) ([]any, error)
+	// Gateways are those of each family, and the MAC of both, as pods see them.
+	Gateways   []netip.Addr
+	GatewayMAC string
+	Log        *slog.Logger
+}
+
+// UnknownKindError names the kinds there are.
+type UnknownKindError struct {
+	Kind string
+	Want string
+}
+
+func (e *UnknownKindError) Error() string { return fmt.Sprintf("kind %q: want %s", e.Kind, e.Want) }
+
+const (
+	// callTimeout bounds a call whose client set no deadline.
+	callTimeout = 30 * time.Second
+	// maxMessageBytes lets `vswitch get flows` list a full table, and an apply
+	// carry what etcd takes in one request many times over.
+	maxMessageBytes = 64 << 20
+	// stopTimeout is how long Close waits for calls in progress, and for peers
+	// that connected and have said nothing yet: gRPC can't be told to drop those.
+	stopTimeout = 3 * time.Second
+)
+
+// Server is the API on its socket.
+type Server struct {
+	apiv1.UnimplementedNodeServer
+	cfg  Config
+	grpc *grpc.Server
+	done chan error // of grpc.Serve
+}
+
+// Start binds the socket, mode 0600 in a directory made with 0700 if need be,
+// and serves until Close. A socket another daemon listens on is refused.
+func Start(cfg Config) (*Server, error) {
+	if err := makeSocketDir(filepath.Dir(cfg.Socket)); err != nil {
+		return nil, err
+	}
+	listener, err := fdpass.Bind("unix", cfg.Socket)
+	if errors.Is(err, fdpass.ErrInUse) {
+		return nil, fmt.Errorf("--socket %s: another daemon serves it; stop that one, or give this one another --socket and --state-dir", cfg.Socket)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--socket %s: %w", cfg.Socket, err)
+	}
+	s := &Server{cfg: cfg, done: make(chan error, 1)}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(peerCredentials{}),
+		grpc.ChainUnaryInterceptor(authorize, s.recoverPanic, boundTime),
+		grpc.ConnectionTimeout(stopTimeout),
+		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
+	)
+	apiv1.RegisterNodeServer(s.grpc, s)
+	go func() { s.done <- s.grpc.Serve(listener) }()
+	return s, nil
+}
+
+func makeSocketDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("--socket: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("--socket: %w", err)
+	}
+	return nil
+}
+
+// Close stops listening, lets calls in progress end for a moment, and removes
+// the socket. It is idempotent.
+func (s *Server) Close() error {
+	timer := time.AfterFunc(stopTimeout, s.grpc.Stop)
+	defer timer.Stop()
+	s.grpc.GracefulStop()
+	err, ok := <-s.done
+	if ok {
+		close(s.done)
+	}
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// boundTime gives a call a deadline where its client gave none.
+func boundTime(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	return next(ctx, req)
+}
+
+// recoverPanic keeps a bug in one call from taking the node's forwarding along.
+func (s *Server) recoverPanic(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.cfg.Log.Error("panic in an API call", "call", info.FullMethod, "err", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = internal(fmt.Errorf("panic: %v", r))
+		}
+	}()
+	return next(ctx, req)
+}
+
+// Version implements apiv1.NodeServer.
+func (s *Server) Version(context.Context, *apiv1.VersionRequest) (*apiv1.VersionReply, error) {
+	return &apiv1.VersionReply{
+		Version: s.cfg.Version, GoVersion: runtime.Version(), Node: s.cfg.Node, Pid: uint32(os.Getpid()),
+	}, nil
+}
+
+// Status implements apiv1.NodeServer.
+func (s *Server) Status(context.Context, *apiv1.StatusRequest) (*apiv1.StatusReply, error) {
+	r := s.cfg.Ready()
+	return &apiv1.StatusReply{Ready: r.Reason == "", Reason: r.Reason, LimitedConnectivity: r.Limited}, nil
+}

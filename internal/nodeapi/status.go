@@ -1,0 +1,49 @@
+package nodeapi
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"vswitch/control"
+	"vswitch/control/ipam"
+	"vswitch/internal/attach"
+)
+
+// statusOf is an error as vswitch.proto promises it to callers.
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	return status.Error(codeOf(err), err.Error())
+}
+
+func codeOf(err error) codes.Code {
+	var (
+		badRequest *attach.InvalidError
+		badObject  *control.InvalidError
+		badKind    *UnknownKindError
+		conflict   *control.ConflictError
+	)
+	switch {
+	case errors.As(err, &badRequest), errors.As(err, &badObject), errors.As(err, &badKind):
+		return codes.InvalidArgument
+	case errors.Is(err, attach.ErrExists):
+		return codes.AlreadyExists
+	case errors.Is(err, attach.ErrNotFound), errors.Is(err, control.ErrNotFound):
+		return codes.NotFound
+	case errors.Is(err, ipam.ErrExhausted):
+		return codes.ResourceExhausted
+	case errors.Is(err, attach.ErrNotReady), errors.As(err, &conflict):
+		return codes.FailedPrecondition
+	case errors.Is(err, control.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		return codes.Unavailable
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	}
+	return codes.Internal
+}
+
+func internal(err error) error { return status.Error(codes.Internal, err.Error()) }
