@@ -20,11 +20,11 @@ type hashKey [8]uint64
 // It is for frames, not for authentication: whoever could measure one table's
 // chains precisely enough might learn about its key.
 func (t *Table) Hash(k *Key) uint64 {
-	w := k.words()
+	src0, src1, dst0, dst1, ports := k.words()
 	key := &t.header.hashKey
-	hi1, lo1 := bits.Mul64(w[0]+key[0], w[1]+key[1])
-	hi2, lo2 := bits.Mul64(w[2]+key[2], w[3]+key[3])
-	hi3, lo3 := bits.Mul64(w[4]+key[4], key[5])
+	hi1, lo1 := bits.Mul64(src0+key[0], src1+key[1])
+	hi2, lo2 := bits.Mul64(dst0+key[2], dst1+key[3])
+	hi3, lo3 := bits.Mul64(ports+key[4], key[5])
 	lo, c := bits.Add64(lo1, lo2, 0)
 	hi, _ := bits.Add64(hi1, hi2, c)
 	lo, c = bits.Add64(lo, lo3, 0)

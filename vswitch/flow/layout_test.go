@@ -139,3 +139,28 @@ func TestTablesHashDifferently(t *testing.T) {
 		t.Error("two tables share a hash key")
 	}
 }
+
+func TestWarmGuessesTheRecordThatLookupFinds(t *testing.T) {
+	const n = 1000
+	table := newTable(t, Config{Connections: n, PerOwner: n})
+	hashes := make([]uint64, n)
+	for i := range uint32(n) {
+		s := numbered(i)
+		mustInsert(t, table, s, 0, 1)
+		hashes[i] = table.Hash(&s.Reply)
+	}
+	right := 0
+	for i := range uint32(n) {
+		c, _, _ := table.home(hashes[i])
+		hit, _ := lookup(table, numbered(i).Reply, 1)
+		if table.chunks[c].guess(slotTag(hashes[i])) == uint32(hit.Ref) {
+			right++
+		}
+	}
+	if right < n*9/10 { // the rest lie outside their home chunk
+		t.Errorf("%d guesses of %d are right", right, n)
+	}
+	for _, length := range []int{0, 1, warmBatch, warmBatch + 1, n} {
+		table.Warm(hashes[:length])
+	}
+}

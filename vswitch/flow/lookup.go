@@ -55,16 +55,21 @@ func (t *Table) Lookup(k *Key, hash uint64, tick uint32, hit *Hit) bool {
 }
 
 func (t *Table) find(k *Key, hash uint64, hit *Hit) *record {
-	w := k.words()
+	src0, src1, dst0, dst1, ports := k.words()
 	tag := slotTag(hash)
 	c, first, end := t.home(hash)
 	for range end - first {
 		ch := &t.chunks[c]
 		for i := range ch.slots {
-			if s := ch.slots[i].Load(); s>>32 == tag {
-				if r := t.match(uint32(s), &w, hit); r != nil {
-					return r
-				}
+			s := ch.slots[i].Load()
+			if s>>32 != tag {
+				continue
+			}
+			rec, dir := uint32(s)>>1, Direction(s&1)
+			r := &t.records[rec]
+			gen := r.gen.Load()
+			if gen&1 == 1 && r.keys[dir].is(src0, src1, dst0, dst1, ports) && r.fill(hit, rec, dir, gen) {
+				return r
 			}
 		}
 		if ch.passed.Load() == 0 {
@@ -77,15 +82,9 @@ func (t *Table) find(k *Key, hash uint64, hit *Hit) *record {
 	return nil
 }
 
-// match reads the record of a slot into hit if its tuple is w. Where the
-// record changes meanwhile the connection found has ended: no match.
-func (t *Table) match(ref uint32, w *words, hit *Hit) *record {
-	rec, dir := ref>>1, Direction(ref&1)
-	r := &t.records[rec]
-	gen := r.gen.Load()
-	if gen&1 == 0 || !r.keys[dir].is(w) {
-		return nil
-	}
+// fill copies the record into hit, and reports whether it was the connection
+// of generation gen all the while. Where not, the one found has ended.
+func (r *record) fill(hit *Hit, rec uint32, dir Direction, gen uint64) bool {
 	flags := r.flags.Load()
 	hit.Ref = refOf(rec, gen)
 	hit.Dir = dir
@@ -94,10 +93,48 @@ func (t *Table) match(ref uint32, w *words, hit *Hit) *record {
 	hit.Rewrite = flags&rewritten != 0
 	hit.Endpoint = r.endpoint.Load()
 	r.keys[dir^1].loadReversed(&hit.To)
-	if r.gen.Load() != gen {
-		return nil
+	return r.gen.Load() == gen
+}
+
+// warmBatch is how many hashes Warm keeps in flight; a core has some twenty to
+// fifty buffers for lines under way.
+const warmBatch = 32
+
+// Warm brings what lookups of these hashes will read into the cache, for a worker to
+// call with a batch's hashes before it looks them up one by one. A lookup waits
+// for two misses, the second at an address that the first gives; here all
+// of the first are under way at once, and then all of the second. It changes
+// nothing and need not be called.
+func (t *Table) Warm(hashes []uint64) {
+	var recs [warmBatch]uint32
+	for len(hashes) > 0 {
+		n := min(len(hashes), warmBatch)
+		for _, h := range hashes[:n] {
+			c, _, _ := t.home(h)
+			t.chunks[c].passed.Load()
+		}
+		for i, h := range hashes[:n] {
+			c, _, _ := t.home(h)
+			recs[i] = t.chunks[c].guess(slotTag(h))
+		}
+		for _, rec := range recs[:n] {
+			r := &t.records[rec]
+			r.gen.Load()   // the record's first line
+			r.flags.Load() // and its second
+		}
+		hashes = hashes[n:]
 	}
-	return r
+}
+
+// guess is the record of a slot with this tag, or record 0. It has no branch that
+// depends on a slot: a wrong guess of the processor's would end its reading ahead.
+func (c *chunk) guess(tag uint64) (rec uint32) {
+	for i := range c.slots {
+		s := c.slots[i].Load()
+		same := uint32(((s>>32 ^ tag) - 1) >> 32) // all ones where equal, else zero
+		rec = rec&^same | uint32(s)>>1&same
+	}
+	return rec
 }
 
 // Track counts frames of a hit and moves the connection's protocol state by
