@@ -47,13 +47,12 @@ func TestQueueFromAnotherUserNamespace(t *testing.T) {
 		}
 	}()
 
-	child := exec.Command("/proc/self/exe")
+	child := exec.CommandContext(t.Context(), "/proc/self/exe")
 	child.Env = append(os.Environ(), socketEnv+"="+socket)
 	child.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
 	}
 	if out, err := child.CombinedOutput(); err != nil {
 		t.Fatalf("child: %v\n%s", err, out)
