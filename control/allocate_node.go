@@ -135,6 +135,40 @@ func AllocateNodeCIDRs(existing []*corev1.Node, c Claim) ([]netip.Prefix, error)
 		c.ClusterCIDRs, subnets, len(existing))
 }
 
+// CheckNode judges a Node record a user applies by the nodes that exist: it must
+// not be one that vswitch runs, and its pod prefixes must be free.
+func CheckNode(existing []*corev1.Node, n *corev1.Node, serviceCIDRs []netip.Prefix) error {
+	if n.Annotations[AnnotationInstance] != "" {
+		return invalidField(n, "metadata.annotations["+AnnotationInstance+"]", "a node that has it writes its record itself")
+	}
+	prefixes, err := nodePrefixes(n)
+	if err != nil {
+		return invalidField(n, "", "%v", err)
+	}
+	var taken bart.Table[string]
+	for _, p := range serviceCIDRs {
+		taken.Insert(p, "the service CIDR")
+	}
+	for _, other := range existing {
+		if other.Name == n.Name {
+			if other.Annotations[AnnotationInstance] != "" {
+				return &ConflictError{What: "node name " + n.Name, Holder: "a node that vswitch runs", Advice: "it writes its record itself"}
+			}
+			continue
+		}
+		others, _ := nodePrefixes(other)
+		for _, p := range others {
+			taken.Insert(p, "Node "+other.Name)
+		}
+	}
+	for _, p := range prefixes {
+		if holder, ok := overlapping(&taken, p); ok {
+			return &ConflictError{What: "pod CIDR " + p.String(), Holder: holder, Advice: "choose a prefix that is free"}
+		}
+	}
+	return nil
+}
+
 // overlapping names a node that holds some of p.
 func overlapping(taken *bart.Table[string], p netip.Prefix) (string, bool) {
 	if _, name, ok := taken.LookupPrefixLPM(p); ok {

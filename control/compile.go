@@ -232,6 +232,24 @@ func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice,
 	}
 }
 
+// CheckEndpoints judges the endpoints a user wrote by the nodes in the set, as
+// State will; the error is an *InvalidError.
+func (o *Objects) CheckEndpoints(s *discoveryv1.EndpointSlice) error {
+	o.State()
+	for i := range s.Endpoints {
+		for j, text := range s.Endpoints[i].Addresses {
+			a, err := endpointAddr(s.AddressType, text)
+			if err == nil {
+				err = o.refuseEndpoint(a)
+			}
+			if err != nil {
+				return invalidField(s, fmt.Sprintf("endpoints[%d].addresses[%d]", i, j), "%v", err)
+			}
+		}
+	}
+	return nil
+}
+
 // refuseEndpoint refuses addresses that only the whole set shows to be wrong.
 func (o *Objects) refuseEndpoint(a netip.Addr) error {
 	for _, p := range o.self.ServiceCIDRs {

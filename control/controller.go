@@ -4,8 +4,11 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Self is what the controller must know of the node it serves.
@@ -65,8 +68,13 @@ func NewController(cfg ControllerConfig) *Controller {
 }
 
 // Restore starts from the objects of the last good snapshot, before Run and
-// before any source. Nothing is deleted on their word.
+// before any source. Nothing is deleted on their word. This node's own pods are
+// left out: it knows itself which still run.
 func (c *Controller) Restore(objs []Object) {
+	objs = slices.DeleteFunc(slices.Clone(objs), func(o Object) bool {
+		pod, ok := o.(*corev1.Pod)
+		return ok && pod.Spec.NodeName == c.cfg.Self.Node
+	})
 	c.change(func(o *Objects, now time.Time) { o.Reset(objs, now) })
 }
 

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,8 +11,8 @@ import (
 	"vswitch/vswitch/frame"
 )
 
-// Sink takes what a source sees. The Controller is one. Calls come from one
-// goroutine of the source and return quickly.
+// Sink takes what a source sees. The Controller is one. A source never makes two
+// calls at once, and a call returns quickly.
 type Sink interface {
 	// Reset replaces everything: a full list, first or after deltas were missed.
 	Reset(all []Object)
@@ -34,14 +35,15 @@ type Store interface {
 	// List reads every object of a kind from the store, not from a copy.
 	List(ctx context.Context, kind Kind) ([]Object, error)
 
-	// ClaimNode makes or confirms this node's claim to its name and pod CIDRs,
-	// retrying until ctx ends while the store is away. A *ConflictError is final.
+	// ClaimNode makes or confirms this node's claim to its name and pod CIDRs. It
+	// tries until ctx ends while the store is away; a *ConflictError or a
+	// *MismatchError is final. Until it returns Run publishes nothing.
 	ClaimNode(ctx context.Context, want Claim) (Claim, error)
 	// LoadPods gives the interfaces that exist on this node, once, at start;
 	// only then are records of this node's that are not among them removed.
 	LoadPods(pods []*corev1.Pod)
-	// PublishPod and UnpublishPod never wait for the store: the change is kept
-	// and written when it can be.
+	// PublishPod and UnpublishPod never wait for the store: the change goes to
+	// the sink at once, and is kept and written to the store when it can be.
 	PublishPod(pod *corev1.Pod)
 	UnpublishPod(key Key)
 	// Run watches the store into sink, keeps the node's lease alive and its
@@ -93,6 +95,16 @@ func (e *ConflictError) Error() string {
 		s += ": " + e.Advice
 	}
 	return s
+}
+
+// MismatchError says that this node is configured otherwise than its cluster.
+type MismatchError struct {
+	Flag          string
+	Value, Common string // this node's and the cluster's
+}
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("%s %s: the cluster has %s; want the same on every node", e.Flag, e.Value, e.Common)
 }
 
 // InvalidError says what is wrong with an object and what would be right.

@@ -72,4 +72,3 @@ func endpointAddr(t discoveryv1.AddressType, s string) (netip.Addr, error) {
 	}
 	return a, nil
 }
-
