@@ -11,11 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/wire"
+	"vswitch/vswitch"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
 )
 
 const allFeatures = knownFeatures
+
+var _ vswitch.Queue = (*Queue)(nil)
 
 // queuePair makes a queue over one end of a socket pair, which keeps message
 // boundaries as a TAP does, and returns the other end.
