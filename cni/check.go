@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
@@ -183,7 +184,7 @@ func list[T any](dump func() ([]T, error)) ([]T, error) {
 	var all []T
 	var err error
 	for range tries {
-		if all, err = dump(); err != netlink.ErrDumpInterrupted {
+		if all, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
 	}

@@ -5,8 +5,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/tap"
@@ -80,5 +82,28 @@ func reattachOne(socket string, a *apiv1.Attachment) error {
 		return err
 	}
 	defer dev.Close()
-	return sendQueues(socket, a.GetToken(), dev)
+	if err := sendQueues(socket, a.GetToken(), dev); err != nil {
+		return err
+	}
+	return ns.do(func(h *netlink.Handle) error { return waitRunning(h, a.GetKey().GetIfname()) })
+}
+
+// runningTimeout is how long the kernel may take to notice that an interface has
+// a carrier again. It looks at most once a second (net/core/link_watch.c), and
+// drops what the pod sends until then.
+const runningTimeout = 3 * time.Second
+
+func waitRunning(h *netlink.Handle, ifname string) error {
+	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		link, err := h.LinkByName(ifname)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().RawFlags&unix.IFF_RUNNING != 0 {
+			return nil
+		}
+		if time.Since(start) > runningTimeout {
+			return fmt.Errorf("no carrier after %v", runningTimeout)
+		}
+	}
 }

@@ -184,6 +184,20 @@ func (d *Daemon) Attachments() []*apiv1.Attachment {
 // state would.
 func (d *Daemon) Forget(key *apiv1.AttachmentKey) { d.remove(key) }
 
+// Record adds an attachment of network "net" that was never leased, as one whose
+// DEL never came. Its addresses are nobody's.
+func (d *Daemon) Record(containerID, netns, mac string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	slot, err := d.lease()
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	key := &apiv1.AttachmentKey{Network: "net", ContainerId: containerID, Ifname: "eth0"}
+	d.pods[keyString(key)] = &record{slot: slot, Attachment: &apiv1.Attachment{Key: key, Netns: netns, Mac: mac}}
+}
+
 func (d *Daemon) inject(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 	if err := d.failure(method); err != nil {
