@@ -151,9 +151,13 @@ func packetBytes(f *frame.Frame, h *wire.Headers) int {
 }
 
 // checkOffload refuses metadata that contradicts the headers: what is passed on
-// to another kernel, or completed here, must be true.
+// to another kernel, or completed here, must be true. A checksum "field" placed
+// over an address or a port would change it behind the guards' back.
 func checkOffload(f *frame.Frame, h *wire.Headers) drop.Reason {
 	v := &f.VNet
+	if v.Flags&frame.NeedsCsum != 0 && !checksumPlaced(v, h) {
+		return drop.BadOffload
+	}
 	if !v.IsGSO() {
 		return drop.None
 	}
@@ -172,4 +176,21 @@ func checkOffload(f *frame.Frame, h *wire.Headers) drop.Reason {
 		return drop.BadOffload
 	}
 	return drop.None
+}
+
+// checksumPlaced reports whether a partial checksum is the transport's own, or
+// one of a packet inside its payload (a tunnel of the pod's).
+func checksumPlaced(v *frame.VNet, h *wire.Headers) bool {
+	if int(v.CsumStart) != h.L4Off {
+		return int(v.CsumStart) >= h.PayloadOff
+	}
+	switch h.Proto {
+	case wire.ProtoTCP:
+		return v.CsumOffset == tcpChecksumOff
+	case wire.ProtoUDP:
+		return v.CsumOffset == udpChecksumOff
+	case wire.ProtoICMP, wire.ProtoICMPv6:
+		return v.CsumOffset == icmpChecksumOff
+	}
+	return !h.HasL4
 }

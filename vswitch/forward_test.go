@@ -159,6 +159,10 @@ func TestDropsWithoutAnswer(t *testing.T) {
 		{"a member's packet from outside", "tunnel", tunnelled(peerIndex, wiretest.Packet{Src: outside4, Dst: podA4, Proto: 17}), drop.ForeignSource},
 		{"a member's packet for its own pod", "tunnel", tunnelled(peerIndex, wiretest.Packet{Src: remote4, Dst: netip.MustParseAddr("10.244.2.21"), Proto: 17}), drop.Reflected},
 
+		{"a checksum over the source port", "a", gso(frame.VNet{Flags: frame.NeedsCsum, CsumStart: 34},
+			wiretest.Packet{Dst: podB4, Proto: 17, Payload: make([]byte, 30)}), drop.BadOffload},
+		{"a checksum over the addresses", "a", gso(frame.VNet{Flags: frame.NeedsCsum, CsumStart: 26},
+			wiretest.Packet{Dst: podB4, Proto: 17, Payload: make([]byte, 30)}), drop.BadOffload},
 		{"segments of no size", "a", gso(frame.VNet{Flags: frame.NeedsCsum, GSOType: frame.GSOTCPv4, CsumStart: 34, CsumOffset: 16},
 			wiretest.Packet{Dst: podB4, Proto: 6, Flags: wire.ACK, Payload: make([]byte, 3000)}), drop.BadOffload},
 		{"TCP segmentation of UDP", "a", gso(frame.VNet{Flags: frame.NeedsCsum, GSOType: frame.GSOTCPv4, GSOSize: 1000, CsumStart: 34, CsumOffset: 16},
