@@ -116,6 +116,6 @@ func (n *network) serve(ctx context.Context, s *lab.Namespace, name string, list
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	_, err = p.WaitLog(ctx, 0, listening)
+	_, err = p.WaitLog(ctx, listening)
 	return err
 }

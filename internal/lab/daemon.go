@@ -47,16 +47,12 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 	if c.Store != "" {
 		args = append(args, "--store", c.Store)
 	}
-	said := 0
-	if n.daemon != nil {
-		said = len(n.daemon.Log()) // both write to the one log
-	}
 	p, err := n.Start(Command{Name: "vswitch", Path: c.Binary, Args: append(args, c.Args...), Env: c.Env})
 	if err != nil {
 		return err
 	}
 	n.daemon, n.run = p, c
-	line, err := p.WaitLog(ctx, said, ready)
+	line, err := p.WaitLog(ctx, ready)
 	if err != nil {
 		return err
 	}

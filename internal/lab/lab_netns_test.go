@@ -235,7 +235,7 @@ func TestProcessRunsInsideTheNamespaceAndItsOutputIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if line, err := p.WaitLog(ctx, 0, regexp.MustCompile("ready")); err != nil || line != "ready now" {
+	if line, err := p.WaitLog(ctx, regexp.MustCompile("ready")); err != nil || line != "ready now" {
 		t.Errorf("WaitLog: %q, %v", line, err)
 	}
 	if err := p.Stop(); err != nil {
@@ -251,7 +251,7 @@ func TestProcessRunsInsideTheNamespaceAndItsOutputIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.WaitLog(ctx, 0, regexp.MustCompile("ready")); err == nil {
+	if _, err := p.WaitLog(ctx, regexp.MustCompile("ready")); err == nil {
 		t.Error("WaitLog on a process that ended without the line: no error")
 	}
 }
@@ -274,7 +274,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	line, err := p.WaitLog(ctx, 0, regexp.MustCompile("child"))
+	line, err := p.WaitLog(ctx, regexp.MustCompile("child"))
 	if err != nil {
 		t.Fatal(err)
 	}

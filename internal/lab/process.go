@@ -36,13 +36,15 @@ type Command struct {
 // killed when the process that started it dies, however it dies.
 type Process struct {
 	Name string
-	// LogPath is where its output goes; empty if the starter takes all of it.
+	// LogPath is where its output goes, behind that of earlier processes of the
+	// name; empty if the starter takes all of it.
 	LogPath string
 
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error // of Wait, valid once done is closed
-	stop sync.Once
+	logStart int64 // its own output's begin in the log
+	cmd      *exec.Cmd
+	done     chan struct{}
+	err      error // of Wait, valid once done is closed
+	stop     sync.Once
 }
 
 // Start runs a command in the namespace and returns once it runs.
@@ -66,6 +68,9 @@ func (n *Namespace) Start(c Command) (*Process, error) {
 			return nil, fmt.Errorf("lab: %w", err)
 		}
 		defer logFile.Close()
+		if fi, err := logFile.Stat(); err == nil {
+			p.logStart = fi.Size()
+		}
 		if c.Stdout == nil {
 			p.cmd.Stdout = logFile
 		}
@@ -202,7 +207,7 @@ func (p *Process) state() string {
 // Log is all the process wrote to its log file so far.
 func (p *Process) Log() string {
 	b, _ := os.ReadFile(p.LogPath)
-	return string(b)
+	return string(b[min(p.logStart, int64(len(b))):])
 }
 
 // Tail is the last lines of the log.
@@ -211,9 +216,8 @@ func (p *Process) Tail(lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// WaitLog waits until a line of the log, from byte offset on, matches, and
-// returns it. It fails at once when the process ends without one.
-func (p *Process) WaitLog(ctx context.Context, offset int, re *regexp.Regexp) (string, error) {
+// WaitLog waits until a line of the log matches and returns it. It fails at once when the process ends without one.
+func (p *Process) WaitLog(ctx context.Context, re *regexp.Regexp) (string, error) {
 	for {
 		ended := false
 		select {
@@ -221,8 +225,7 @@ func (p *Process) WaitLog(ctx context.Context, offset int, re *regexp.Regexp) (s
 			ended = true // look at the log once more: the line may be its last
 		default:
 		}
-		log := p.Log()
-		for line := range strings.Lines(log[min(offset, len(log)):]) {
+		for line := range strings.Lines(p.Log()) {
 			if re.MatchString(line) {
 				return strings.TrimSpace(line), nil
 			}

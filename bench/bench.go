@@ -1,0 +1,200 @@
+// Package bench compares pod networks on one machine, in one run: each scenario
+// is measured alternately on a subject and on a baseline (A B A B ...), and
+// reported as the ratio's median with its spread.
+//
+// A scenario is a topology, a load and a duration; scenarios.yaml has ours and
+// users can write their own. A system is a network that offers a topology; a
+// load is a program, or a pair of them, that yields one figure. Each of the
+// three can grow without the others. A run that fails is a failure, never a zero.
+//
+// Networks are made by internal/lab. Nothing here is part of the product.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"vswitch/internal/lab"
+)
+
+// Options of a run.
+type Options struct {
+	// BinDir holds the product's binaries; Self is a program with the commands of
+	// internal/traffic.
+	BinDir, Self string
+	// Pairs measured of each scenario; 0: 5.
+	Pairs int
+	// Duration of each measurement instead of the scenario's; 0: the scenario's.
+	Duration time.Duration
+	// Progress gets a line for each pair.
+	Progress io.Writer
+}
+
+// defaultPairs is enough for a median that one disturbance doesn't move.
+const defaultPairs = 5
+
+// warmUp is measured and thrown away on each side before the first pair: it
+// fills caches and neighbour tables, and proves that the path works.
+const warmUp = 500 * time.Millisecond
+
+// Run measures scenarios one after another. A scenario that fails has its Error
+// set, and the others are measured all the same; the error says that ctx ended.
+func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
+	if o.Pairs == 0 {
+		o.Pairs = defaultPairs
+	}
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	open := &opened{options: o}
+	defer open.closeExcept()
+	var rows []Row
+	for i, s := range scenarios {
+		if o.Duration > 0 {
+			s.Duration = Duration(o.Duration)
+		}
+		fmt.Fprintf(o.Progress, "%s (%d of %d): %s against %s\n", s.Name, i+1, len(scenarios), s.Subject, s.Baseline)
+		row := measure(ctx, open, s, o)
+		if err := ctx.Err(); err != nil {
+			return rows, context.Cause(ctx)
+		}
+		if row.Error != "" {
+			fmt.Fprintf(o.Progress, "  FAILED: %s\n", row.Error)
+		}
+		rows = append(rows, row)
+		// A network stays open for the next scenario if that one uses it.
+		if i+1 < len(scenarios) {
+			next := scenarios[i+1]
+			open.closeExcept(next.network(next.Subject), next.network(next.Baseline))
+		}
+	}
+	return rows, nil
+}
+
+// measure runs one scenario.
+func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
+	row := Row{Scenario: s, Unit: s.Load.unit(), HigherIsBetter: s.Load.higherIsBetter()}
+	fail := func(side string, err error) Row {
+		row.Error = fmt.Sprintf("%s: %v", side, err)
+		return row
+	}
+	sides := []*Side{&row.Subject, &row.Baseline}
+	networks := make([]*network, 2)
+	for i, name := range []string{s.Subject, s.Baseline} {
+		sides[i].System = name
+		n, err := open.network(ctx, s.network(name))
+		if err != nil {
+			return fail(name, err)
+		}
+		networks[i] = n
+		if _, err := n.sample(ctx, &s, warmUp, o.Self); err != nil {
+			return fail(name+", warming up", err)
+		}
+	}
+	for pair := range o.Pairs {
+		for i, n := range networks {
+			sample, err := n.sample(ctx, &s, time.Duration(s.Duration), o.Self)
+			if err != nil {
+				return fail(fmt.Sprintf("%s, pair %d", sides[i].System, pair+1), err)
+			}
+			sides[i].Samples = append(sides[i].Samples, sample)
+		}
+		a, b := row.Subject.Samples[pair], row.Baseline.Samples[pair]
+		fmt.Fprintf(o.Progress, "  pair %d of %d: %s %s, %s %s, ratio %.2f\n", pair+1, o.Pairs,
+			row.Subject.System, row.format(a.Value), row.Baseline.System, row.format(b.Value), a.Value/b.Value)
+	}
+	row.summarize()
+	var err error
+	for i, n := range networks {
+		var e error
+		sides[i].Drops, e = n.drops(ctx)
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		return fail("drops", err)
+	}
+	return row
+}
+
+// opened keeps networks open between scenarios that share them.
+type opened struct {
+	options  Options
+	networks map[networkKey]*network
+}
+
+func (o *opened) network(ctx context.Context, k networkKey) (*network, error) {
+	if n := o.networks[k]; n != nil {
+		return n, nil
+	}
+	fmt.Fprintf(o.options.Progress, "  building %s\n", k)
+	n, err := openNetwork(ctx, k, o.options.BinDir)
+	if err != nil {
+		return nil, err
+	}
+	if o.networks == nil {
+		o.networks = map[networkKey]*network{}
+	}
+	o.networks[k] = n
+	return n, nil
+}
+
+// closeExcept closes every network but those given.
+func (o *opened) closeExcept(keep ...networkKey) {
+	for k, n := range o.networks {
+		wanted := false
+		for _, w := range keep {
+			wanted = wanted || k == w
+		}
+		if wanted {
+			continue
+		}
+		if err := n.lab.Close(); err != nil {
+			fmt.Fprintf(o.options.Progress, "  closing %s: %v\n", k, err)
+		}
+		delete(o.networks, k)
+	}
+}
+
+// network is a system's topology, built.
+type network struct {
+	lab *lab.Lab
+	endpoints
+	// drops counts what the system dropped so far, by reason; nil: it doesn't say.
+	dropped func(context.Context) (map[string]uint64, error)
+}
+
+func (n *network) drops(ctx context.Context) (map[string]uint64, error) {
+	if n.dropped == nil {
+		return nil, nil
+	}
+	return n.dropped(ctx)
+}
+
+// sample measures once, with the machine's CPU time around it.
+func (n *network) sample(ctx context.Context, s *Scenario, d time.Duration, self string) (Sample, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d+20*time.Second, fmt.Errorf("not done 20 s after its time"))
+	defer cancel()
+	before, err := busyCPU()
+	if err != nil {
+		return Sample{}, err
+	}
+	m, err := s.Load.measure(ctx, n.endpoints, d, self)
+	if err != nil {
+		return Sample{}, err
+	}
+	if !(m.value > 0) {
+		return Sample{}, fmt.Errorf("a figure of %v %s is no measurement", m.value, s.Load.unit())
+	}
+	after, err := busyCPU()
+	if err != nil {
+		return Sample{}, err
+	}
+	sample := Sample{Value: m.value, CPUSeconds: (after - before).Seconds(), Detail: m.detail}
+	if m.bytes > 0 {
+		sample.CPUSecondsPerGB = sample.CPUSeconds / (float64(m.bytes) / 1e9)
+	}
+	return sample, nil
+}
