@@ -161,6 +161,17 @@ func (n *Net) Inject(f *frame.Frame) drop.Reason {
 	return f.Drop
 }
 
+// AbortPods resets every connection of every pod.
+func (n *Net) AbortPods() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.pods {
+		for _, ep := range p.Stack.RegisteredEndpoints() {
+			ep.Abort()
+		}
+	}
+}
+
 // Addrs parses addresses, for tests' tables.
 func Addrs(s ...string) []netip.Addr {
 	as := make([]netip.Addr, len(s))
