@@ -115,6 +115,7 @@ const (
 
 func (s *Supervisor) run(ctx context.Context) {
 	defer close(s.done)
+	defer s.sweep()
 	wait := backoffMin
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -136,6 +137,15 @@ func (s *Supervisor) run(ctx context.Context) {
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, backoffMax)
+	}
+}
+
+// sweep ends a store that runs although none was being waited for: one that an
+// earlier daemon started a moment before this one looked.
+func (s *Supervisor) sweep() {
+	if p := find(s.cfg.Store.Dir); p != nil {
+		p.stop()
+		p.close()
 	}
 }
 
