@@ -31,7 +31,8 @@ import (
 //     last one, checksum present.
 //   - Every checksum is verified before it is replaced by a partial one. A packet
 //     with a bad one stays as it is, on its own, for its receiver to judge.
-//     Packets that meet no partner are not summed at all.
+//     Packets that meet no partner are not summed at all. Partial ones merge only
+//     with partial ones.
 
 const (
 	// openFlows is how many flows may be merged at a time. Senders emit trains, so
@@ -64,10 +65,10 @@ type openFrame struct {
 	nextSeq  uint32 // TCP
 }
 
-// Merge appends the packet pkt, with headers h, which came from tunnel member
-// peer, to an open frame of its flow and reports whether it did. Where it did
-// not, the caller puts the packet into the batch and calls Open.
-func (c *Coalescer) Merge(pkt []byte, h *wire.Headers, peer uint32) bool {
+// Merge appends the packet pkt, with headers h and metadata v, which came from
+// tunnel member peer, to an open frame of its flow and reports whether it did.
+// Where it did not, the caller puts the packet into the batch and calls Open.
+func (c *Coalescer) Merge(pkt []byte, h *wire.Headers, v *frame.VNet, peer uint32) bool {
 	if c.n == 0 {
 		return false
 	}
@@ -83,7 +84,7 @@ func (c *Coalescer) Merge(pkt []byte, h *wire.Headers, peer uint32) bool {
 		return false
 	}
 	o := &c.open[i]
-	if !o.takes(pkt, h) {
+	if !o.takes(pkt, h, v) {
 		c.close(i)
 		return false
 	}
@@ -129,7 +130,10 @@ func (c *Coalescer) merges(h *wire.Headers) bool {
 
 // begins reports whether f may be the first packet of a super-frame.
 func (c *Coalescer) begins(f *frame.Frame, h *wire.Headers) bool {
-	if f.VNet != (frame.VNet{}) || h.End == h.PayloadOff || h.PayloadOff > MaxHeaderBytes {
+	if h.End == h.PayloadOff || h.PayloadOff > MaxHeaderBytes {
+		return false
+	}
+	if v := &f.VNet; v.IsGSO() || *v != (frame.VNet{}) && !hasOwnPartial(v, h) {
 		return false
 	}
 	if h.Proto == wire.ProtoUDP {
@@ -171,9 +175,10 @@ func (c *Coalescer) close(i int) {
 }
 
 // takes reports whether pkt continues o.
-func (o *openFrame) takes(pkt []byte, h *wire.Headers) bool {
+func (o *openFrame) takes(pkt []byte, h *wire.Headers, v *frame.VNet) bool {
 	n := h.End - h.PayloadOff
-	if n == 0 || n > o.size || o.end-o.h.L3Off+n > maxIPBytes ||
+	partial := hasOwnPartial(v, h)
+	if v.IsGSO() || partial != (o.f.VNet.Flags&frame.NeedsCsum != 0) || n == 0 || n > o.size || o.end-o.h.L3Off+n > maxIPBytes ||
 		h.L3Off != o.h.L3Off || h.L4Off != o.h.L4Off || h.PayloadOff != o.h.PayloadOff {
 		return false
 	}
@@ -189,6 +194,9 @@ func (o *openFrame) takes(pkt []byte, h *wire.Headers) bool {
 		}
 	} else if o.segments == maxUSOSegments || !wholeUDP(pkt, h) {
 		return false
+	}
+	if partial {
+		return true
 	}
 	// Only now is there reason to read the payload.
 	if o.segments == 1 && VerifyTransport(b, &o.h) != drop.None {

@@ -22,7 +22,7 @@ func receive(c *offload.Coalescer, pkts [][]byte) *frame.Batch {
 	for _, p := range pkts {
 		var h wire.Headers
 		parsed := wire.Parse(p, &h) == drop.None
-		if parsed && c.Merge(p, &h, 1) {
+		if parsed && c.Merge(p, &h, &frame.VNet{}, 1) {
 			continue
 		}
 		f := b.Next()
@@ -227,7 +227,7 @@ func TestCoalesceKeepsMembersApart(t *testing.T) {
 	c.Open(f, &h)
 	next := q.Bytes(false)
 	wire.Parse(next, &h)
-	if c.Merge(next, &h, 2) {
+	if c.Merge(next, &h, &frame.VNet{}, 2) {
 		t.Error("member 2 added to a frame of member 1")
 	}
 }
