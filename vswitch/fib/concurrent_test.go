@@ -65,6 +65,62 @@ func TestReadersNeverSeeATornOrMissingRoute(t *testing.T) {
 	}
 }
 
+// Two addresses that begin at the same slot take turns in it, so that every read
+// of one meets the other's. It is a slot that lies across two cache lines, address
+// here and state there (24 bytes a slot): between their loads most can happen.
+func TestReadersOfOneSlotNeverMixItsRoutes(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.name, func(t *testing.T) {
+			table := New()
+			first := uint32(0)
+			for family.home(table, first)%8 != 2 {
+				first++
+			}
+			second := first + 1
+			for family.home(table, second) != family.home(table, first) {
+				second++
+			}
+			addrs := [2]wire.Addr{wire.AddrFrom(family.addr(first)), wire.AddrFrom(family.addr(second))}
+			var done atomic.Bool
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for i := 0; !done.Load(); i ^= 1 {
+					if got := table.Lookup(&addrs[i]); got != (NextHop{}) && got != (NextHop{Port, uint32(i)}) {
+						t.Errorf("address %d has %v", i, got)
+						return
+					}
+				}
+			})
+			for i := range uint32(300000) {
+				a := addrs[i%2].Netip()
+				table.SetHost(a, NextHop{Port, i % 2})
+				table.DeleteHost(a)
+			}
+			done.Store(true)
+			wg.Wait()
+		})
+	}
+}
+
+// A slot that is empty, in use and empty again differs each time, or a reader
+// that was held up in between would take one address's route for the other's.
+func TestASlotNeverReturnsToAnEarlierState(t *testing.T) {
+	table := New()
+	a := key6{0x20010db8 << 32, 1}
+	seen := map[uint64]bool{}
+	for range 100 {
+		table.SetHost(a.addr(), NextHop{Port, 1})
+		array := table.hosts6.array.Load()
+		i, _ := array.find(a)
+		state := array.slots[i].state.Load()
+		if seen[state] {
+			t.Fatalf("state %#x came back", state)
+		}
+		seen[state] = true
+		table.DeleteHost(a.addr())
+	}
+}
+
 // What one goroutine has set, another that is told so afterwards finds: a
 // lookup is never older than a change that was complete when it began.
 func TestLookupSeesEveryChangeThatCameBefore(t *testing.T) {

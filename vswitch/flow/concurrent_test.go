@@ -77,6 +77,39 @@ func TestReadersNeverSeeATornOrMissingConnection(t *testing.T) {
 	checkEmpty(t, table)
 }
 
+// The same with one record for all, so that every read meets a change of it.
+func TestReadersOfOneRecordNeverMixItsConnections(t *testing.T) {
+	table := newTable(t, Config{Connections: 1})
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var hit Hit
+		for i := uint32(0); !done.Load(); i++ {
+			s := numbered(i % 2)
+			if table.Lookup(&s.Orig, table.Hash(&s.Orig), 1, &hit) &&
+				(hit.To != s.Reply.Reverse() || hit.Endpoint != s.Endpoint || hit.Rewrite != (i%2 == 1)) {
+				t.Errorf("connection %d: %+v", i%2, hit)
+				return
+			}
+			for info := range table.All() {
+				if want := numbered(uint32(info.Endpoint)); info.Orig != want.Orig || info.Reply != want.Reply {
+					t.Errorf("All has %+v", info)
+					return
+				}
+			}
+		}
+	})
+	for i := range uint32(200000) {
+		mustInsert(t, table, numbered(i%2), wire.SYN, 1)
+		hit, _ := lookup(table, numbered(i%2).Orig, 1)
+		if !table.remove(hit.Ref) {
+			t.Fatal("not removed")
+		}
+	}
+	done.Store(true)
+	wg.Wait()
+}
+
 // Many workers see the first packets of the same connections at once, both
 // ends' among them: one of them inserts each, and nobody waits for ever.
 func TestOneOfManyInsertsWins(t *testing.T) {

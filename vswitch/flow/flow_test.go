@@ -2,6 +2,7 @@ package flow
 
 import (
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -299,6 +300,7 @@ func TestAHitOfAnEndedConnectionChangesNothing(t *testing.T) {
 	table.DeleteFunc(func(*Info) bool { return true })
 	mustInsert(t, table, b, wire.SYN, 1) // takes the same record
 	table.Track(&old, wire.RST, 1, 60, 1)
+	table.records[0].advance(old.Ref>>32, Forward, wire.RST, 1) // as a Track that was interrupted half way
 	for info := range table.All() {
 		if info.State != SynSent || info.Frames != [2]uint64{} {
 			t.Errorf("after Track of a hit on another connection: %+v", info)
@@ -306,6 +308,32 @@ func TestAHitOfAnEndedConnectionChangesNothing(t *testing.T) {
 	}
 	if table.remove(old.Ref) {
 		t.Error("remove of an ended connection took the next one")
+	}
+}
+
+func TestShardsAreLockedInOneOrder(t *testing.T) {
+	table := newTable(t, Config{Connections: 4096})
+	low, high := uint64(1)<<(64-table.header.shardBits), uint64(3)<<(64-table.header.shardBits)
+	for _, tc := range []struct {
+		name   string
+		a, b   uint64
+		lo, hi *sync.Mutex
+	}{
+		{"ascending", low, high, &table.shards[1].mu, &table.shards[3].mu},
+		{"descending", high, low, &table.shards[1].mu, &table.shards[3].mu},
+		{"one shard", low, low + 1, &table.shards[1].mu, nil},
+	} {
+		lo, hi := table.lockPair(tc.a, tc.b)
+		if lo != tc.lo || hi != tc.hi || lo.TryLock() || hi != nil && hi.TryLock() {
+			t.Errorf("%s: locks others, or not all", tc.name)
+		}
+		unlockPair(lo, hi)
+		for i := range table.shards {
+			if !table.shards[i].mu.TryLock() {
+				t.Fatalf("%s: shard %d stays locked", tc.name, i)
+			}
+			table.shards[i].mu.Unlock()
+		}
 	}
 }
 

@@ -2,6 +2,8 @@ package flow
 
 import (
 	"math"
+	"math/big"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"unsafe"
@@ -129,6 +131,36 @@ func TestRegularTuplesSpreadEvenly(t *testing.T) {
 				t.Errorf("%d different tags of %d", len(tags), n)
 			}
 		})
+	}
+}
+
+// The hash against its definition in whole numbers: NH over the five words and a
+// zero sixth, modulo 2^128, and the fold.
+func TestHashIsNH(t *testing.T) {
+	table := newTable(t, Config{Connections: 1})
+	word := func(v uint64) *big.Int { return new(big.Int).SetUint64(v) }
+	mod64, mod128 := new(big.Int).Lsh(big.NewInt(1), 64), new(big.Int).Lsh(big.NewInt(1), 128)
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 1000 {
+		k := randomSpec(r).Orig
+		for i := range k.Src {
+			k.Src[i] = byte(r.Uint32())
+		}
+		src0, src1, dst0, dst1, ports := k.words()
+		key, m := table.header.hashKey, [6]uint64{src0, src1, dst0, dst1, ports, 0}
+		sum := new(big.Int)
+		for i := 0; i < len(m); i += 2 {
+			a := new(big.Int).Add(word(m[i]), word(key[i]))
+			b := new(big.Int).Add(word(m[i+1]), word(key[i+1]))
+			sum.Add(sum, a.Mul(a.Mod(a, mod64), b.Mod(b, mod64)))
+		}
+		sum.Mod(sum, mod128)
+		hi, lo := new(big.Int).DivMod(sum, mod64, new(big.Int))
+		fold := new(big.Int).Mul(word(hi.Uint64()^key[6]), word(lo.Uint64()^key[7]))
+		hi, lo = hi.DivMod(fold, mod64, lo)
+		if got, want := table.Hash(&k), hi.Uint64()^lo.Uint64(); got != want {
+			t.Fatalf("Hash(%+v) = %#x, want %#x", k, got, want)
+		}
 	}
 }
 

@@ -151,13 +151,18 @@ func (t *Table) Track(hit *Hit, tcpFlags uint8, frames, bytes int, tick uint32) 
 	c := &t.counters[hit.Dir][rec]
 	c.frames.Add(uint64(frames))
 	c.bytes.Add(uint64(bytes))
+	r.advance(hit.Ref>>32, hit.Dir, tcpFlags, tick)
+}
+
+// advance moves the state by one packet of the connection of generation gen.
+func (r *record) advance(gen uint64, dir Direction, tcpFlags uint8, tick uint32) {
 	for {
 		old := r.state.Load()
-		if old>>8 != uint32(hit.Ref>>32)&0xffffff {
+		s := next(State(old), dir, tcpFlags, tick-r.born.Load())
+		if s == State(old) || old != stateWord(State(old), gen) {
 			return
 		}
-		next := next(State(old), hit.Dir, tcpFlags, tick-r.born.Load())
-		if next == State(old) || r.state.CompareAndSwap(old, stateWord(next, hit.Ref>>32)) {
+		if r.state.CompareAndSwap(old, stateWord(s, gen)) {
 			return
 		}
 	}
