@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vswitch/internal/offload"
 	"vswitch/internal/wire"
 	"vswitch/tunnel/udp"
 	"vswitch/vswitch/drop"
@@ -64,14 +63,18 @@ func (q *Queue) drain(l *link, ms *members, b *frame.Batch, budget *int) error {
 func (q *Queue) readMessage(l *link, ms *members, b *frame.Batch, budget *int) bool {
 	msg := l.conn.Message(l.next)
 	m := ms.from(msg.From)
+	size := msg.SegmentBytes
+	if m != nil && m.AnyPort && size < len(msg.Data) && isUncut(msg.Data) {
+		size = len(msg.Data)
+	}
 	for {
 		if b.Full() || *budget <= 0 {
 			return false
 		}
-		data := msg.Data[l.off:min(l.off+msg.SegmentBytes, len(msg.Data))]
+		data := msg.Data[l.off:min(l.off+size, len(msg.Data))]
 		q.readDatagram(l, data, msg, m, b)
 		*budget -= len(data)
-		l.off += msg.SegmentBytes
+		l.off += size
 		if l.off >= len(msg.Data) { // an empty datagram is one, too
 			return true
 		}
@@ -88,7 +91,7 @@ func (q *Queue) readDatagram(l *link, data []byte, msg *udp.Message, m *member, 
 	// counts those it can't.
 	if reason == drop.None && wire.Parse(inner, &q.h) == drop.None {
 		if m.AnyPort {
-			v = metadataOf(inner, &q.h, l.maxBytes)
+			v = metadataOf(inner, &q.h, msg.SegmentBytes, l.maxBytes)
 		}
 		merges = !q.t.cfg.NoCoalesce
 		if merges && q.coalescer.Merge(inner, &q.h, &v, m.ID) {
@@ -141,33 +144,6 @@ func decapsulate(data []byte, msg *udp.Message, m *member, own *frame.MAC) ([]by
 		return nil, r
 	}
 	return inner, drop.None
-}
-
-// metadataOf recovers what a Linux vxlan device did not finish. Where the path to
-// us is made of virtual devices only (veth: containers, namespaces, a flannel node
-// beside us on one host), the kernel leaves the inner checksum, and the cutting of
-// inner TCP super-frames, to a device that never comes, and a UDP socket is told
-// of neither. Such a packet has the pseudo-header's sum for a checksum; and where
-// it is longer than the underlay could carry, it was never cut. The sender's segment
-// size is lost: what fits the underlay replaces it.
-//
-// Seen with Linux 6.18 over veth; over a wire it does not happen. Only members
-// with AnyPort are such devices: for all others the checksum is what it is.
-func metadataOf(inner []byte, h *wire.Headers, maxBytes int) frame.VNet {
-	v, ok := offload.Partial(inner, h)
-	if !ok || h.Proto != wire.ProtoTCP || h.End <= maxBytes || maxBytes <= h.PayloadOff {
-		return v
-	}
-	v.GSOType = frame.GSOTCPv4
-	if h.V6 {
-		v.GSOType = frame.GSOTCPv6
-	}
-	if h.TCPFlags&wire.CWR != 0 {
-		v.GSOType |= frame.GSOECN
-	}
-	v.HdrLen = uint16(h.PayloadOff)
-	v.GSOSize = uint16(maxBytes - h.PayloadOff)
-	return v
 }
 
 // rawIO reads or writes the event's word without the scheduler's notice.

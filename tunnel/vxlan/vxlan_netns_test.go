@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/offload"
 	"vswitch/internal/offload/offloadtest"
 	"vswitch/internal/wire"
 	"vswitch/tunnel/vxlan"
@@ -268,6 +269,104 @@ func awaitEchoReply(t *testing.T, q *vxlan.Queue) *frame.Frame {
 			}
 		}
 	}
+}
+
+// The kernel's sockets: datagrams of many sizes, alone and cut by UDP_SEGMENT,
+// arrive whole, and go back.
+func TestKernelVXLANCarriesUDP(t *testing.T) {
+	forEachUnderlay(t, func(t *testing.T, n *flannelNode) {
+		for _, inner := range []struct{ pod, flannel string }{{podV4, flannelV4}, {podV6, flannelV6}} {
+			var c *net.UDPConn
+			inNS(t, n.flannel, func() {
+				var err error
+				c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(inner.flannel), 0)))
+				must(t, err)
+			})
+			if t.Failed() {
+				t.FailNow()
+			}
+			defer c.Close()
+			to := netip.AddrPortFrom(netip.MustParseAddr(inner.pod), 9)
+			segment := unix.CmsgLen(2)
+			for _, size := range []int{1, 100, 1300} {
+				for _, count := range []int{1, 2, 40} {
+					if size == 1 && count > 1 {
+						continue // no digest to tell the pieces by
+					}
+					data := offloadtest.Random(size*count-size/3, uint64(size*count))
+					oob := make([]byte, unix.CmsgSpace(2))
+					binary.NativeEndian.PutUint64(oob, uint64(segment))
+					binary.NativeEndian.PutUint32(oob[8:], unix.IPPROTO_UDP)
+					binary.NativeEndian.PutUint32(oob[12:], unix.UDP_SEGMENT)
+					binary.NativeEndian.PutUint16(oob[16:], uint16(size))
+					if _, _, err := c.WriteMsgUDPAddrPort(data, oob, to); err != nil {
+						t.Fatal(err)
+					}
+					var got []byte
+					for len(got) < len(data) {
+						for _, f := range receive(t, n.tunnel.Queue(0), 1) {
+							got = append(got, payloads(t, f, size)...)
+						}
+					}
+					if !bytes.Equal(got, data) {
+						t.Errorf("to %v, %d datagrams of %d bytes: other bytes arrived", to, count, size)
+					}
+				}
+			}
+			back := offloadtest.TCP4(offloadtest.Random(20000, 1)).ToUDP()
+			if back.Dst = netip.MustParseAddr(inner.flannel); back.Dst.Is6() {
+				back.ToV6()
+				back.Dst = netip.MustParseAddr(inner.flannel)
+			}
+			back.Src, back.DstPort = netip.MustParseAddr(inner.pod), uint16(c.LocalAddr().(*net.UDPAddr).Port)
+			transmit(n.tunnel.Queue(0), idB, back.Super(1200))
+			c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			buf := make([]byte, 2000)
+			for at := 0; at < len(back.Payload); at += 1200 {
+				k, err := c.Read(buf)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(buf[:k], back.Payload[at:min(at+1200, len(back.Payload))]) {
+					t.Fatalf("datagram at %d: other bytes arrived", at)
+				}
+			}
+		}
+	})
+}
+
+// payloads gives the UDP payload of a frame, each packet verified and at most size
+// bytes; nothing of what the kernel sends of its own.
+func payloads(t *testing.T, f *frame.Frame, size int) (out []byte) {
+	t.Helper()
+	if f.Drop == drop.Multicast {
+		return nil
+	}
+	if f.Drop != drop.None {
+		t.Fatalf("dropped: %v", f.Drop)
+	}
+	if r := wire.Parse(f.Bytes(), new(wire.Headers)); r != drop.None {
+		t.Fatalf("does not parse: %v", r)
+	}
+	if !f.VNet.IsGSO() {
+		if r := offload.Complete(f); r != drop.None {
+			t.Fatalf("can't be completed: %v", r)
+		}
+	}
+	for _, b := range expand(t, f) {
+		var h wire.Headers
+		if r := wire.Parse(b, &h); r != drop.None || h.Proto != wire.ProtoUDP {
+			continue
+		}
+		if r := offload.VerifyTransport(b, &h); r != drop.None {
+			t.Fatal(r)
+		}
+		if n := h.End - h.PayloadOff; n > size {
+			t.Fatalf("a datagram of %d bytes, want at most %d", n, size)
+		}
+		out = append(out, b[h.PayloadOff:h.End]...)
+	}
+	return out
 }
 
 // pod is a namespace with a TAP that a goroutine joins to the tunnel, as the
