@@ -105,27 +105,31 @@ func New(cfg Config) (*Lab, error) {
 	var random [3]byte
 	rand.Read(random[:])
 	l := &Lab{Suffix: hex.EncodeToString(random[:]), cfg: cfg}
-	var err error
-	if l.nsDir, err = namespaceDir(); err != nil {
-		return nil, err
-	}
-	if err := sweep(l.nsDir); err != nil {
-		return nil, err
-	}
-	if l.lock, err = lockSuffix(l.nsDir, l.Suffix); err != nil {
-		return nil, err
-	}
 	l.Dir = labDir(l.Suffix)
-	if err = os.Mkdir(l.Dir, 0o700); err != nil {
-		l.unlock()
+	if err := os.Mkdir(l.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	if l.spawner, err = newSpawner(); err != nil {
+	err := l.open()
+	if err != nil {
 		os.RemoveAll(l.Dir)
-		l.unlock()
 		return nil, err
 	}
 	return l, nil
+}
+
+// open declares the lab alive and starts its thread.
+func (l *Lab) open() (err error) {
+	if err = sweep(); err != nil {
+		return err
+	}
+	if l.nsDir, err = namespaceDir(l.Dir); err != nil {
+		return err
+	}
+	if l.lock, err = declare(l.Suffix); err != nil {
+		return err
+	}
+	l.spawner = newSpawner()
+	return nil
 }
 
 // Close ends every process, by pid, and removes every namespace and file the
@@ -162,7 +166,7 @@ func (l *Lab) Close() error {
 		errs = append(errs, spaces[i].close())
 	}
 	errs = append(errs, os.RemoveAll(l.Dir))
-	l.unlock()
+	undeclare(l.Suffix, l.lock)
 	return errors.Join(errs...)
 }
 

@@ -16,11 +16,12 @@ import (
 // A namespace is kept alive by a bind mount, as `ip netns add` does it, so that
 // `ip netns exec NAME` and a CNI_NETNS path both work. The mounts lie in
 // /run/netns where that can be written (root, or an ordinary user after
-// EnterUserNamespace, who has a /run of their own) and in a temporary directory
+// EnterUserNamespace, who has a /run of their own) and in the lab's directory
 // otherwise.
 //
-// Beside them a lock file for each live lab, vs-SUFFIX.lock: whoever can take
-// the lock knows that its lab is dead and removes what carries its suffix.
+// In the temporary directory each live lab holds a lock file, vs-SUFFIX.lock:
+// whoever can take the lock knows that its lab is dead and removes what carries
+// its suffix.
 
 const (
 	namedDir   = "/run/netns"
@@ -184,8 +185,10 @@ func (n *Namespace) AllowPing() error {
 	return n.Sysctl(key, "0 0") // a user namespace that maps one group knows no other
 }
 
-// namespaceDir finds a directory for the mounts.
-func namespaceDir() (string, error) {
+// namespaceDir finds a directory for the mounts. Where /run can't be written
+// it is the lab's own: this process is then in a mount namespace of its own,
+// and what it mounts goes with it.
+func namespaceDir(labDir string) (string, error) {
 	err := os.MkdirAll(namedDir, 0o755)
 	if err == nil {
 		err = unix.Access(namedDir, unix.W_OK)
@@ -193,22 +196,22 @@ func namespaceDir() (string, error) {
 	if err == nil {
 		return namedDir, nil
 	}
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("vswitch-netns-%d", os.Getuid()))
-	if err2 := os.MkdirAll(dir, 0o700); err2 != nil {
-		return "", fmt.Errorf("lab: a place for network namespaces: %w", errors.Join(err, err2))
+	dir := filepath.Join(labDir, "netns")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", fmt.Errorf("lab: a place for network namespaces: %w", err)
 	}
 	return dir, nil
 }
 
-// lockSuffix declares the lab alive. The file gets its name only once it is
+// declare makes and locks the lab's lock file. It gets its name only once it is
 // locked, or a sweep could take it in between.
-func lockSuffix(dir, suffix string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, "."+namePrefix)
+func declare(suffix string) (*os.File, error) {
+	f, err := os.CreateTemp("", "."+namePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-		err = os.Rename(f.Name(), lockPath(dir, suffix))
+		err = os.Rename(f.Name(), lockPath(suffix))
 	}
 	if err != nil {
 		os.Remove(f.Name())
@@ -218,18 +221,19 @@ func lockSuffix(dir, suffix string) (*os.File, error) {
 	return f, nil
 }
 
-func lockPath(dir, suffix string) string {
-	return filepath.Join(dir, namePrefix+suffix+lockExt)
+func lockPath(suffix string) string {
+	return filepath.Join(os.TempDir(), namePrefix+suffix+lockExt)
 }
 
-func (l *Lab) unlock() {
-	os.Remove(lockPath(l.nsDir, l.Suffix))
-	l.lock.Close()
+// undeclare is the last a lab does.
+func undeclare(suffix string, lock *os.File) {
+	os.Remove(lockPath(suffix))
+	lock.Close()
 }
 
 // sweep removes what labs left whose process was killed.
-func sweep(dir string) error {
-	locks, err := filepath.Glob(filepath.Join(dir, namePrefix+"*"+lockExt))
+func sweep() error {
+	locks, err := filepath.Glob(lockPath("*"))
 	if err != nil {
 		return err
 	}
@@ -240,7 +244,7 @@ func sweep(dir string) error {
 			continue // closed since, or another user's
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			errs = append(errs, removeLeft(path))
+			errs = append(errs, removeLeft(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), namePrefix), lockExt)))
 		}
 		f.Close()
 	}
@@ -248,15 +252,17 @@ func sweep(dir string) error {
 }
 
 // removeLeft removes the namespaces and files of a dead lab, its lock last.
-func removeLeft(lock string) error {
-	base := strings.TrimSuffix(lock, lockExt)
-	left, err := filepath.Glob(base + "-*")
-	for _, ns := range left {
-		err = errors.Join(err, unmount(ns))
+func removeLeft(suffix string) error {
+	err := error(nil)
+	for _, dir := range []string{namedDir, filepath.Join(labDir(suffix), "netns")} {
+		left, globErr := filepath.Glob(filepath.Join(dir, namePrefix+suffix+"-*"))
+		err = errors.Join(err, globErr)
+		for _, ns := range left {
+			err = errors.Join(err, unmount(ns))
+		}
 	}
-	err = errors.Join(err, os.RemoveAll(labDir(strings.TrimPrefix(filepath.Base(base), namePrefix))))
-	if err == nil {
-		err = os.Remove(lock)
+	if err = errors.Join(err, os.RemoveAll(labDir(suffix))); err != nil {
+		return err
 	}
-	return err
+	return os.Remove(lockPath(suffix))
 }

@@ -250,7 +250,7 @@ type spawner struct {
 	once sync.Once
 }
 
-func newSpawner() (*spawner, error) {
+func newSpawner() *spawner {
 	s := &spawner{jobs: make(chan func())}
 	go onThrowawayThread(func() error {
 		for job := range s.jobs {
@@ -258,7 +258,7 @@ func newSpawner() (*spawner, error) {
 		}
 		return nil
 	})
-	return s, nil
+	return s
 }
 
 // start enters n, starts cmd there, and stays: the next start enters its own.
