@@ -145,7 +145,8 @@ func (c *chunk) guess(tag uint64) (rec uint32) {
 func (t *Table) Track(hit *Hit, tcpFlags uint8, frames, bytes int, tick uint32) {
 	rec := uint32(hit.Ref)
 	r := &t.records[rec]
-	if uint32(r.gen.Load()) != uint32(hit.Ref>>32) {
+	// An odd generation: the zero Hit, which stands for no connection, fits none.
+	if gen := uint32(r.gen.Load()); gen != uint32(hit.Ref>>32) || gen&1 == 0 {
 		return
 	}
 	c := &t.counters[hit.Dir][rec]
