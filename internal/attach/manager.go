@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"vswitch/control"
 	"vswitch/control/statefile"
@@ -179,7 +180,10 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 	defer m.mu.Unlock()
 	e := m.byToken(token)
 	switch {
-	case e == nil || m.closed:
+	case m.leases == nil || m.closed:
+		closeAll(fds)
+		return ErrNotReady
+	case e == nil:
 		closeAll(fds)
 		return ErrToken
 	case len(fds) != e.Queues:
@@ -235,15 +239,16 @@ func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
 		m.cfg.Routes.SetHost(a, fib.NextHop{Kind: fib.Port, Index: port})
 	}
 	e.port, e.State, e.Token, e.Plain = port, Attached, "", f&tap.VNet == 0
-	m.cfg.Publisher.PublishPod(control.NewPod(m.podInfo(e)))
+	m.cfg.Publisher.PublishPod(m.Record(&e.Attachment))
 	return nil
 }
 
-func (m *Manager) podInfo(e *entry) control.PodInfo {
-	return control.PodInfo{
-		Node: m.cfg.Node, Namespace: e.Pod.Namespace, Name: e.Pod.Name, UID: e.Pod.UID, Labels: e.Pod.Labels,
-		ContainerID: e.ContainerID, Interface: e.Ifname, Addrs: e.Addrs, MAC: e.MAC,
-	}
+// Record is what the cluster is told of an attached pod.
+func (m *Manager) Record(a *Attachment) *corev1.Pod {
+	return control.NewPod(control.PodInfo{
+		Node: m.cfg.Node, Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID, Labels: a.Pod.Labels,
+		ContainerID: a.ContainerID, Interface: a.Ifname, Addrs: a.Addrs, MAC: a.MAC,
+	})
 }
 
 func (m *Manager) openQueues(fds []int, f tap.Features) ([]vswitch.Queue, error) {

@@ -1,0 +1,44 @@
+// Command vswitch is a node's daemon, and the command line that talks to it.
+//
+//	vswitch run          the daemon; package internal/node is what it runs
+//	vswitch store        the embedded store; the daemon starts it
+//	vswitch apply|delete|get|version   clients of the daemon's API
+//
+// It holds no logic of its own: flags in, calls out, text back.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker (Makefile).
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "vswitch:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "vswitch",
+		Short:         "A pod network in user space: one process a node, no kernel module, no iptables",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newVersion())
+	return root
+}

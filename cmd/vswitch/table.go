@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+)
+
+// printers write rows, one JSON object each, in the formats of -o.
+var printers = map[string]func(w io.Writer, kind string, rows [][]byte) error{
+	"table": printTable, "json": printJSON, "yaml": printYAML,
+}
+
+// column is one of a table: its title and the field it shows.
+type column struct{ title, field string }
+
+// table is what a person wants to see of a kind.
+type table struct {
+	kind    string
+	columns []column
+}
+
+var tables = []table{
+	{"nodes", []column{{"NAME", "name"}, {"READY", "ready"}, {"POD CIDRS", "podCIDRs"}, {"UNDERLAY", "underlay"}, {"UDP PORTS", "udpPorts"}, {"VNI", "vni"}, {"VTEP MAC", "vtepMAC"}}},
+	{"pods", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"NODE", "node"}, {"IPS", "ips"}, {"MAC", "mac"}, {"CONTAINER", "containerID"}}},
+	{"services", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "type"}, {"CLUSTER IPS", "clusterIPs"}, {"PORTS", "ports"}}},
+	{"endpoints", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "addressType"}, {"PORTS", "ports"}, {"ENDPOINTS", "endpoints"}}},
+	{"routes", []column{{"DESTINATION", "destination"}, {"KIND", "kind"}, {"VIA", "via"}}},
+	{"flows", []column{{"PROTOCOL", "protocol"}, {"SOURCE", "source"}, {"DESTINATION", "destination"}, {"ANSWERED BY", "answeredBy"}, {"STATE", "state"}, {"FRAMES", "frames"}, {"REPLIES", "replyFrames"}, {"IDLE", "idleSeconds"}}},
+	{"drops", []column{{"REASON", "name"}, {"POD", "pod"}, {"NODE", "node"}, {"PORT", "port"}, {"COUNT", "count"}}},
+}
+
+const kindList = "nodes, pods, services, endpoints, routes, flows or drops"
+
+func kindNames() []string {
+	var names []string
+	for _, t := range tables {
+		names = append(names, t.kind)
+	}
+	return names
+}
+
+func oneKind(_ *cobra.Command, args []string) error {
+	if len(args) == 1 && slices.ContainsFunc(tables, func(t table) bool { return isKind(args[0], t.kind) }) {
+		return nil
+	}
+	return fmt.Errorf("get %s: want one of %s", strings.Join(args, " "), kindList)
+}
+
+// isKind takes the singular too.
+func isKind(arg, kind string) bool {
+	arg = strings.ToLower(arg)
+	return arg == kind || arg+"s" == kind
+}
+
+func printTable(w io.Writer, kind string, rows [][]byte) error {
+	tab := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, t := range tables {
+		if !isKind(kind, t.kind) {
+			continue
+		}
+		var titles []string
+		for _, c := range t.columns {
+			titles = append(titles, c.title)
+		}
+		fmt.Fprintln(tab, strings.Join(titles, "\t"))
+		for _, row := range rows {
+			fields, err := decodeRow(row)
+			if err != nil {
+				return err
+			}
+			var cells []string
+			for _, c := range t.columns {
+				cells = append(cells, cell(c.field, fields[c.field]))
+			}
+			fmt.Fprintln(tab, strings.Join(cells, "\t"))
+		}
+	}
+	return tab.Flush()
+}
+
+// decodeRow keeps numbers as they are written.
+func decodeRow(row []byte) (map[string]any, error) {
+	dec := json.NewDecoder(bytes.NewReader(row))
+	dec.UseNumber()
+	var fields map[string]any
+	err := dec.Decode(&fields)
+	return fields, err
+}
+
+// cell is a field's value in one column: lists joined, objects abbreviated.
+func cell(field string, v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "-"
+	case string:
+		if v == "" {
+			return "-"
+		}
+		return v
+	case []any:
+		var parts []string
+		for _, x := range v {
+			parts = append(parts, cell(field, x))
+		}
+		if len(parts) == 0 {
+			return "-"
+		}
+		return strings.Join(parts, ",")
+	case map[string]any:
+		return abbreviate(field, v)
+	}
+	return fmt.Sprint(v)
+}
+
+// abbreviate is a port as 80:30080/TCP and an endpoint as its address, with what
+// is unusual about it.
+func abbreviate(field string, v map[string]any) string {
+	if field == "endpoints" {
+		s := cell("", v["addresses"])
+		if c, ok := v["conditions"].(map[string]any); ok && c["ready"] != true {
+			s += "(not serving new)"
+		}
+		return s
+	}
+	s := cell("", v["port"])
+	if p, ok := v["nodePort"]; ok {
+		s += ":" + cell("", p)
+	}
+	return s + "/" + cell("", v["protocol"])
+}
+
+// printJSON writes one array, indented.
+func printJSON(w io.Writer, _ string, rows [][]byte) error {
+	text := append(append([]byte("["), bytes.Join(rows, []byte(","))...), ']')
+	var out bytes.Buffer
+	if err := json.Indent(&out, text, "", "  "); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w, out.String())
+	return err
+}
+
+func printYAML(w io.Writer, _ string, rows [][]byte) error {
+	text, err := yaml.JSONToYAML(append(append([]byte("["), bytes.Join(rows, []byte(","))...), ']'))
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}

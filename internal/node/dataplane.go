@@ -1,0 +1,309 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"vswitch/control"
+	"vswitch/internal/wire"
+	"vswitch/tunnel/vxlan"
+	"vswitch/vswitch"
+	"vswitch/vswitch/fib"
+	"vswitch/vswitch/flow"
+	"vswitch/vswitch/gateway"
+)
+
+// dataplane makes what the reconciler wants true in the tunnel, the FIB and the
+// gateway. Order is what matters in it: a member exists before a route leads to
+// it, and no route leads to a member that is going.
+type dataplane struct {
+	node    string // this node's name
+	fib     *fib.Table
+	flows   *flow.Table
+	tunnel  tunnelPeers
+	gateway serviceTable
+	sw      interface{ SetFacts(vswitch.Facts) }
+	facts   vswitch.Facts // of this node alone; peers' tunnel ports are added
+
+	mu       sync.Mutex // guards all below
+	nextID   uint32
+	members  map[control.TunnelKey]*peer
+	prefixes map[netip.Prefix]uint32 // by whom each is routed now
+	hosts    map[netip.Addr]int      // how many members have an underlay address
+	services map[control.ServiceKey]control.Service
+	gone     []gateway.Gone // collected during one call to the gateway
+}
+
+// tunnelPeers and serviceTable are the parts of the tunnel and the gateway that
+// the reconciler's wishes go to.
+type tunnelPeers interface {
+	SetPeer(vxlan.Peer) error
+	RemovePeer(id uint32) bool
+}
+
+type serviceTable interface {
+	PutService(gateway.Service) error
+	DeleteService(gateway.ServiceKey) error
+}
+
+// peer is a member as programmed.
+type peer struct {
+	id uint32
+	control.Tunnel
+}
+
+var _ control.Dataplane = (*dataplane)(nil)
+
+func newDataplane(node string, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
+	return &dataplane{
+		node: node, fib: f, flows: flows, tunnel: t,
+		members: map[control.TunnelKey]*peer{}, prefixes: map[netip.Prefix]uint32{},
+		hosts: map[netip.Addr]int{}, services: map[control.ServiceKey]control.Service{},
+	}
+}
+
+// serve lets the dataplane reach gateway and switch, which are made after it.
+func (d *dataplane) serve(g serviceTable, sw interface{ SetFacts(vswitch.Facts) }, facts vswitch.Facts) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gateway, d.sw, d.facts = g, sw, facts
+	d.publishFacts()
+}
+
+// PutTunnel implements control.Dataplane.
+func (d *dataplane) PutTunnel(t control.Tunnel) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.members[t.TunnelKey]
+	p := &peer{Tunnel: t}
+	if old != nil {
+		p.id = old.id
+	} else {
+		if d.nextID == fib.MaxIndex {
+			return errors.New("no member id is left")
+		}
+		d.nextID++
+		p.id = d.nextID
+	}
+	err := d.tunnel.SetPeer(vxlan.Peer{
+		ID: p.id, Node: t.Node, Underlay: t.Underlay, Ports: t.Ports, AnyPort: t.AnyPort, VNI: t.VNI, MAC: t.MAC,
+	})
+	if err != nil {
+		return err
+	}
+	d.members[t.TunnelKey] = p
+	d.host(t.Underlay)
+	for _, prefix := range t.Prefixes {
+		d.prefixes[prefix] = p.id
+		d.fib.SetPrefix(prefix, fib.NextHop{Kind: fib.Peer, Index: p.id})
+	}
+	if old != nil {
+		d.unroute(old, t.Prefixes)
+		d.unhost(old.Underlay)
+	}
+	d.publishFacts()
+	return nil
+}
+
+// DeleteTunnel implements control.Dataplane.
+func (d *dataplane) DeleteTunnel(k control.TunnelKey) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.members[k]
+	if p == nil {
+		return nil
+	}
+	d.unroute(p, nil)
+	d.tunnel.RemovePeer(p.id)
+	d.unhost(p.Underlay)
+	delete(d.members, k)
+	d.publishFacts()
+	return nil
+}
+
+// unroute removes the prefixes of a member that are not in keep and have not
+// gone to another member meanwhile. What is left is the cluster's own route,
+// which refuses.
+func (d *dataplane) unroute(p *peer, keep []netip.Prefix) {
+	for _, prefix := range p.Prefixes {
+		if !slices.Contains(keep, prefix) && d.prefixes[prefix] == p.id {
+			delete(d.prefixes, prefix)
+			d.fib.DeletePrefix(prefix)
+		}
+	}
+}
+
+// host and unhost count the members at an underlay address: several can live
+// behind one.
+func (d *dataplane) host(a netip.Addr) {
+	if d.hosts[a]++; d.hosts[a] == 1 {
+		d.fib.SetHost(a, fib.NextHop{Kind: fib.Node})
+	}
+}
+
+func (d *dataplane) unhost(a netip.Addr) {
+	if d.hosts[a]--; d.hosts[a] == 0 {
+		delete(d.hosts, a)
+		d.fib.DeleteHost(a)
+	}
+}
+
+// isNode reports whether a belongs to a node of the cluster. It takes no lock.
+func (d *dataplane) isNode(a netip.Addr) bool { return d.leadsTo(a, fib.Node) }
+
+// isLocalPod reports whether a is a pod of this node. It takes no lock.
+func (d *dataplane) isLocalPod(a netip.Addr) bool { return d.leadsTo(a, fib.Port) }
+
+func (d *dataplane) leadsTo(a netip.Addr, k fib.Kind) bool {
+	w := wire.AddrFrom(a)
+	return d.fib.Lookup(&w).Kind == k
+}
+
+// publishFacts tells the switch every port at which some node accepts tunnelled
+// frames, so that no pod can send such a frame itself.
+func (d *dataplane) publishFacts() {
+	if d.sw == nil {
+		return
+	}
+	ports := map[uint16]bool{}
+	for _, p := range d.facts.TunnelPorts {
+		ports[p] = true
+	}
+	for _, m := range d.members {
+		for _, p := range m.Ports {
+			ports[p] = true
+		}
+	}
+	f := d.facts
+	f.TunnelPorts = slices.Sorted(maps.Keys(ports))
+	d.sw.SetFacts(f)
+}
+
+// PutService implements control.Dataplane.
+func (d *dataplane) PutService(s control.Service) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gateway == nil {
+		return errors.New("the gateway is not up yet")
+	}
+	old, had := d.services[s.ServiceKey]
+	d.services[s.ServiceKey] = s
+	err := d.programService(s.ServiceKey)
+	switch {
+	case err != nil && had:
+		d.services[s.ServiceKey] = old
+	case err != nil:
+		delete(d.services, s.ServiceKey)
+	}
+	return err
+}
+
+// DeleteService implements control.Dataplane.
+func (d *dataplane) DeleteService(k control.ServiceKey) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.services[k]; !ok {
+		return nil
+	}
+	delete(d.services, k)
+	return d.programService(k)
+}
+
+// programService gives the gateway what both families of a service port make
+// together: it has one node port for both.
+func (d *dataplane) programService(k control.ServiceKey) error {
+	key := gateway.ServiceKey{Namespace: k.Namespace, Name: k.Name, PortName: k.PortName}
+	var merged *gateway.Service
+	for _, v6 := range []bool{false, true} {
+		k.IPv6 = v6
+		s, ok := d.services[k]
+		if !ok {
+			continue
+		}
+		if merged == nil {
+			merged = &gateway.Service{
+				ServiceKey: key, Protocol: uint8(s.Protocol), Port: s.Port, NodePort: s.NodePort,
+				InternalLocal: s.InternalLocal, ExternalLocal: s.ExternalLocal,
+			}
+		} else if merged.Protocol != uint8(s.Protocol) || merged.Port != s.Port {
+			return fmt.Errorf("service %v: its families differ in port or protocol", k)
+		}
+		merged.VIPs = append(merged.VIPs, s.VIPs...)
+		for _, e := range s.Endpoints {
+			merged.Endpoints = append(merged.Endpoints, gateway.Endpoint{
+				Addr: e.Addr, Port: e.Port, ID: e.ID, Local: e.Node == d.node, Ready: e.Ready,
+			})
+		}
+	}
+	var err error
+	if merged == nil {
+		err = d.gateway.DeleteService(key)
+	} else {
+		err = d.gateway.PutService(*merged)
+	}
+	d.forgetGone()
+	return err
+}
+
+// endpointGone is called by the gateway within PutService and DeleteService, so
+// under mu.
+func (d *dataplane) endpointGone(g gateway.Gone) { d.gone = append(d.gone, g) }
+
+// forgetGone deletes the flows to endpoints that a service no longer sends to.
+// UDP clients never notice by themselves; TCP connections end by themselves,
+// and may go on as long as the pod lives.
+func (d *dataplane) forgetGone() {
+	type target struct {
+		endpoint uint64
+		vip      wire.Addr
+		port     uint16
+	}
+	stale := map[target]bool{}
+	for _, g := range d.gone {
+		if g.Protocol != wire.ProtoUDP {
+			continue
+		}
+		for _, a := range g.VIPs {
+			stale[target{g.Endpoint, wire.AddrFrom(a), g.Port}] = true
+		}
+	}
+	d.gone = d.gone[:0]
+	if len(stale) == 0 {
+		return
+	}
+	d.flows.DeleteFunc(func(i *flow.Info) bool {
+		return i.Orig.Proto == wire.ProtoUDP && stale[target{i.Endpoint, i.Orig.Dst, i.Orig.DstPort}]
+	})
+}
+
+// forgetPod deletes the flows that name an address of a pod that has gone.
+func (d *dataplane) forgetPod(addrs []netip.Addr) {
+	var gone []wire.Addr
+	for _, a := range addrs {
+		gone = append(gone, wire.AddrFrom(a))
+	}
+	d.flows.DeleteFunc(func(i *flow.Info) bool {
+		for _, a := range gone {
+			if i.Orig.Src == a || i.Orig.Dst == a || i.Reply.Src == a || i.Reply.Dst == a {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// nodeOf is the name of the node a member id stands for.
+func (d *dataplane) nodeOf(id uint32) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for k, p := range d.members {
+		if p.id == id {
+			return k.Node
+		}
+	}
+	return ""
+}

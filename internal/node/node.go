@@ -1,0 +1,255 @@
+// Package node puts a node together: it opens every part in order, wires them to
+// each other, and closes them in reverse.
+//
+// It decides little itself. What it does decide is order: a frame moves only when
+// the routes that refuse are in place, a pod is added only when there is a CIDR to
+// lease from, and forwarding starts from the last good state before the store has
+// answered. Only cmd/vswitch may import it.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+
+	"vswitch/control"
+	"vswitch/control/embedded"
+	"vswitch/control/etcd"
+	"vswitch/control/ipam"
+	"vswitch/internal/attach"
+	"vswitch/internal/config"
+	"vswitch/internal/fdstore"
+	"vswitch/tunnel/vxlan"
+	"vswitch/vswitch/fib"
+	"vswitch/vswitch/flow"
+)
+
+// Options are what the program knows and the configuration doesn't.
+type Options struct {
+	Version string
+	// Ready gets one line when the node forwards and takes pods. It begins with
+	// "vswitch: ready".
+	Ready io.Writer
+	Log   *slog.Logger
+}
+
+// node is one being put together. Fields are set by the step named beside them
+// and not changed afterwards.
+type node struct {
+	cfg config.Config
+	opt Options
+	log *slog.Logger
+
+	// ctx ends when the node is to stop, with the cause if a part failed.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	tasks  sync.WaitGroup
+	closed []func() error // in the order of opening
+
+	state    *stateDir // openState
+	bootID   string
+	instance string
+
+	fib       *fib.Table // openTables
+	flows     *flow.Table
+	tunnel    *vxlan.Tunnel // openTunnel
+	facts     control.NodeFacts
+	mtuBytes  int // of pods
+	tunnelMTU int
+	dataplane *dataplane
+	ports     *countedPorts
+
+	store      *etcd.Store         // openStore
+	controller *control.Controller // openController
+
+	fds         *fdstore.Memory // openAttachments
+	attachments *attach.Manager
+
+	claim control.Claim // holdClaim
+	pool  *ipam.Pool    // startForwarding
+
+	deaths chan death // of ports
+
+	readyMu sync.Mutex
+	serving bool // guarded by readyMu: AddPod would get as far as the pool
+}
+
+// Run runs a node until ctx ends, which is not an error, or until a part fails
+// that the node can't do without.
+func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
+	n := &node{cfg: cfg, opt: opt, log: opt.Log, deaths: make(chan death, maxDeaths)}
+	n.ctx, n.cancel = context.WithCancelCause(ctx)
+	defer func() { err = errors.Join(err, n.close()) }()
+
+	// Workers hold a processor each while frames come: the rest of the daemon must
+	// not wait for them.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), cfg.Workers+2))
+
+	for _, step := range []func() error{
+		n.openState, n.openTables, n.openTunnel, n.openStore, n.openController,
+		n.openAttachments, n.openAPI, n.holdClaim, n.startForwarding, n.startControl, n.servePods,
+	} {
+		if err := step(); err != nil {
+			if ctx.Err() != nil {
+				return nil // told to stop while waiting for a part
+			}
+			return err
+		}
+	}
+	fmt.Fprintln(opt.Ready, n.readyLine())
+	<-n.ctx.Done()
+	if ctx.Err() != nil {
+		n.log.Info("stopping")
+		return nil
+	}
+	return context.Cause(n.ctx)
+}
+
+// onClose registers what undoes a step. It runs after those of later steps.
+func (n *node) onClose(f func() error) { n.closed = append(n.closed, f) }
+
+// close undoes every step that was done, the last first.
+func (n *node) close() error {
+	n.cancel(nil)
+	var errs []error
+	for i := len(n.closed) - 1; i >= 0; i-- {
+		errs = append(errs, n.closed[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// stopTasks ends what start started and waits for it.
+func (n *node) stopTasks() error {
+	n.cancel(nil)
+	n.tasks.Wait()
+	return nil
+}
+
+// start runs a task until it ends by itself or ctx does. Its error stops the node.
+func (n *node) start(name string, task func(context.Context) error) {
+	n.tasks.Go(func() {
+		if err := task(n.ctx); err != nil && n.ctx.Err() == nil {
+			n.log.Error("node stops", "part", name, "err", err)
+			n.cancel(err)
+		}
+	})
+}
+
+func (n *node) openState() error {
+	dir, err := openStateDir(n.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	n.onClose(dir.Close)
+	n.state = dir
+	if n.bootID, err = ipam.BootID(); err != nil {
+		return err
+	}
+	n.instance, err = dir.instance()
+	return err
+}
+
+func (n *node) openTables() error {
+	var err error
+	n.fib = fib.New()
+	if n.flows, err = flow.New(flow.Config{}); err != nil {
+		return err
+	}
+	n.onClose(n.flows.Close)
+	return nil
+}
+
+func (n *node) openTunnel() error {
+	mac := vtepMAC(n.instance)
+	mtu, err := vxlan.PodMTU(n.cfg.Underlay...)
+	if err != nil {
+		return fmt.Errorf("--underlay %s: %w", join(n.cfg.Underlay), err)
+	}
+	n.tunnelMTU, n.mtuBytes = mtu, mtu
+	if n.cfg.MTUBytes != 0 {
+		n.mtuBytes = n.cfg.MTUBytes
+		if n.mtuBytes > mtu {
+			n.log.Warn("pods' MTU is more than the underlay carries: packets to other nodes will be answered with their MTU",
+				"mtu", n.mtuBytes, "underlay", mtu)
+		}
+	}
+	// Every TAP takes merged datagrams and CWR segments: where its kernel doesn't,
+	// the queue does the work (package tap).
+	n.tunnel, err = vxlan.New(vxlan.Config{
+		Underlays: n.cfg.Underlay, Port: n.cfg.UDPPort, Sockets: n.cfg.Workers, VNI: vxlan.DefaultVNI,
+		MAC: mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, Log: n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("--udp-port %d, --underlay %s: %w", n.cfg.UDPPort, join(n.cfg.Underlay), err)
+	}
+	n.onClose(n.tunnel.Close)
+	n.facts = control.NodeFacts{
+		Underlays: n.cfg.Underlay, UDPPorts: n.tunnel.Ports(), VNI: vxlan.DefaultVNI, VTEPMAC: mac,
+	}
+	n.dataplane = newDataplane(n.cfg.Node, n.fib, n.flows, n.tunnel)
+	n.ports = newCountedPorts()
+	return nil
+}
+
+func (n *node) openStore() error {
+	endpoints := n.cfg.Store.URLs
+	if n.cfg.Store.Embedded() {
+		supervisor, err := embedded.Start(embedded.SupervisorConfig{
+			Store: embedded.Config{
+				Dir: n.state.file(storeDir), ListenClient: n.cfg.Store.ListenClient,
+				CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key, Insecure: n.cfg.Store.Insecure,
+			},
+			Log: n.log,
+		})
+		if err != nil {
+			return err
+		}
+		n.onClose(func() error { supervisor.Close(); return nil })
+		endpoints = []string{supervisor.URL()}
+	}
+	var err error
+	n.store, err = etcd.New(etcd.Config{
+		Endpoints:    endpoints,
+		TLS:          etcd.TLSFiles{CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key},
+		Node:         n.cfg.Node,
+		ServiceCIDRs: n.cfg.ServiceCIDR,
+		Log:          n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(n.store.Close)
+	n.onClose(n.stopTasks) // they use the store
+	for _, u := range endpoints {
+		if strings.HasPrefix(u, "http://") {
+			n.log.Warn("the store is reached in clear text: whoever is between owns the cluster", "addr", u)
+		}
+	}
+	return nil
+}
+
+// readyLine is what a person, a script or a service manager waits for.
+func (n *node) readyLine() string {
+	var cidrs []string
+	for _, p := range n.claim.PodCIDRs {
+		cidrs = append(cidrs, p.String())
+	}
+	var at []string
+	for _, a := range n.cfg.Underlay {
+		at = append(at, netip.AddrPortFrom(a, n.facts.UDPPorts[0]).String())
+	}
+	return fmt.Sprintf("vswitch: ready: node %s, pods %s, vxlan %s vni %d, traffic between nodes is not encrypted",
+		n.cfg.Node, strings.Join(cidrs, " "), strings.Join(at, " "), n.facts.VNI)
+}
+
+var (
+	_ attach.Ports     = (*countedPorts)(nil)
+	_ attach.Publisher = (*etcd.Store)(nil)
+	_ attach.Leases    = (*ipam.Pool)(nil)
+)

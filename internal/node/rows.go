@@ -1,0 +1,314 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"vswitch/control"
+	"vswitch/internal/attach"
+	"vswitch/internal/nodeapi"
+	"vswitch/internal/wire"
+	"vswitch/vswitch"
+	"vswitch/vswitch/fib"
+	"vswitch/vswitch/flow"
+)
+
+// view is what `vswitch get` shows: the cluster as this node knows it, store or
+// no store, and this node's own dataplane.
+type view struct {
+	node        string
+	objects     *control.Controller
+	attachments *attach.Manager
+	fib         *fib.Table
+	flows       *flow.Table
+	ports       *countedPorts
+	dataplane   *dataplane
+}
+
+const kindsOfRows = "nodes, pods, services, endpoints, routes, flows or drops"
+
+// rows lists one kind; singular names will do.
+func (v *view) rows(_ context.Context, kind string) ([]any, error) {
+	list := map[string]func() []any{
+		"node": v.nodes, "pod": v.pods, "service": v.services, "endpoint": v.endpoints,
+		"route": v.routes, "flow": v.flowRows, "drop": v.drops,
+	}[strings.TrimSuffix(strings.ToLower(kind), "s")]
+	if list == nil {
+		return nil, &nodeapi.UnknownKindError{Kind: kind, Want: kindsOfRows}
+	}
+	return list(), nil
+}
+
+type nodeRow struct {
+	Name     string   `json:"name"`
+	PodCIDRs []string `json:"podCIDRs"`
+	Underlay string   `json:"underlay"` // as --underlay takes it
+	UDPPorts []uint16 `json:"udpPorts"`
+	VNI      uint32   `json:"vni"`
+	VTEPMAC  string   `json:"vtepMAC"`
+	Ready    bool     `json:"ready"`
+}
+
+func (v *view) nodes() []any {
+	var rows []any
+	for _, o := range v.objects.List(control.KindNode) {
+		n := o.(*corev1.Node)
+		r := nodeRow{Name: n.Name, PodCIDRs: n.Spec.PodCIDRs, Ready: v.objects.Live(n.Name)}
+		f, err := control.NodeFactsOf(n)
+		if err != nil { // what can't be read can't be reached
+			r.Ready = false
+			rows = append(rows, r)
+			continue
+		}
+		r.Underlay, r.UDPPorts, r.VNI, r.VTEPMAC = join(f.Underlays), f.UDPPorts, f.VNI, f.VTEPMAC.String()
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+type podRow struct {
+	Name        string   `json:"name"`
+	Namespace   string   `json:"namespace"`
+	Node        string   `json:"node"`
+	IPs         []string `json:"ips"`
+	MAC         string   `json:"mac"`
+	ContainerID string   `json:"containerID"`
+}
+
+func (v *view) pods() []any {
+	var rows []any
+	for _, o := range v.objects.List(control.KindPod) {
+		p := o.(*corev1.Pod)
+		r := podRow{
+			Name: p.Name, Namespace: p.Namespace, Node: p.Spec.NodeName, IPs: []string{},
+			MAC: p.Annotations[control.AnnotationMAC], ContainerID: p.Annotations[control.AnnotationContainerID],
+		}
+		for _, ip := range p.Status.PodIPs {
+			r.IPs = append(r.IPs, ip.IP)
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+type serviceRow struct {
+	Name                  string               `json:"name"`
+	Namespace             string               `json:"namespace"`
+	Type                  string               `json:"type"`
+	ClusterIP             string               `json:"clusterIP"`
+	ClusterIPs            []string             `json:"clusterIPs"`
+	Ports                 []corev1.ServicePort `json:"ports"`
+	Selector              map[string]string    `json:"selector,omitempty"`
+	ExternalTrafficPolicy string               `json:"externalTrafficPolicy,omitempty"`
+}
+
+func (v *view) services() []any {
+	var rows []any
+	for _, o := range v.objects.List(control.KindService) {
+		s := o.(*corev1.Service)
+		rows = append(rows, serviceRow{
+			Name: s.Name, Namespace: s.Namespace, Type: string(s.Spec.Type),
+			ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Ports: s.Spec.Ports,
+			Selector: s.Spec.Selector, ExternalTrafficPolicy: string(s.Spec.ExternalTrafficPolicy),
+		})
+	}
+	return rows
+}
+
+// endpointRow is an EndpointSlice's fields, one row for each service port, family
+// and target port: what the selector came to.
+type endpointRow struct {
+	Name        string         `json:"name"` // the service
+	Namespace   string         `json:"namespace"`
+	AddressType string         `json:"addressType"`
+	Ports       []endpointPort `json:"ports"`
+	Endpoints   []endpoint     `json:"endpoints"`
+}
+
+type endpointPort struct {
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol"`
+	Port     uint16 `json:"port"`
+}
+
+type endpoint struct {
+	Addresses  []string   `json:"addresses"`
+	NodeName   string     `json:"nodeName,omitempty"`
+	Conditions conditions `json:"conditions"`
+}
+
+type conditions struct {
+	Ready       bool `json:"ready"`
+	Serving     bool `json:"serving"`
+	Terminating bool `json:"terminating"`
+}
+
+func (v *view) endpoints() []any {
+	var rows []any
+	for _, s := range v.objects.Services() {
+		byPort := map[uint16][]endpoint{}
+		for _, e := range s.Endpoints {
+			byPort[e.Port] = append(byPort[e.Port], endpoint{
+				Addresses: []string{e.Addr.String()}, NodeName: e.Node,
+				Conditions: conditions{e.Ready, e.Serving, e.Terminating},
+			})
+		}
+		r := endpointRow{Name: s.Name, Namespace: s.Namespace, AddressType: "IPv4", Ports: []endpointPort{}, Endpoints: []endpoint{}}
+		if s.IPv6 {
+			r.AddressType = "IPv6"
+		}
+		if len(byPort) == 0 {
+			rows = append(rows, r)
+			continue
+		}
+		for _, port := range slices.Sorted(maps.Keys(byPort)) {
+			r.Ports = []endpointPort{{Name: s.PortName, Protocol: s.Protocol.String(), Port: port}}
+			r.Endpoints = byPort[port]
+			rows = append(rows, r)
+		}
+	}
+	return rows
+}
+
+type routeRow struct {
+	Destination string `json:"destination"`
+	Kind        string `json:"kind"`
+	Via         string `json:"via,omitempty"` // pod port, or node
+}
+
+func (v *view) routes() []any {
+	names := map[uint32]string{}
+	for _, p := range v.ports.Stats() {
+		names[p.ID] = p.Name
+	}
+	type route struct {
+		prefix netip.Prefix
+		hop    fib.NextHop
+	}
+	var all []route
+	for p, hop := range v.fib.All() {
+		all = append(all, route{p, hop})
+	}
+	slices.SortFunc(all, func(a, b route) int { return a.prefix.Compare(b.prefix) })
+	var rows []any
+	for _, r := range all {
+		row := routeRow{Destination: r.prefix.String(), Kind: r.hop.Kind.String()}
+		switch r.hop.Kind {
+		case fib.Port:
+			row.Via = names[r.hop.Index]
+		case fib.Peer:
+			row.Via = v.dataplane.nodeOf(r.hop.Index)
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// flowRow gives a connection as its client sees it, and where its answers come
+// from when that is another.
+type flowRow struct {
+	Protocol    string `json:"protocol"`
+	Source      string `json:"source"`
+	Destination string `json:"destination"`
+	AnsweredBy  string `json:"answeredBy,omitempty"` // the endpoint behind a service
+	AnsweredTo  string `json:"answeredTo,omitempty"` // the source that the endpoint sees
+	State       string `json:"state"`
+	Frames      uint64 `json:"frames"`
+	Bytes       uint64 `json:"bytes"`
+	ReplyFrames uint64 `json:"replyFrames"`
+	ReplyBytes  uint64 `json:"replyBytes"`
+	AgeSeconds  uint32 `json:"ageSeconds"`
+	IdleSeconds uint32 `json:"idleSeconds"`
+}
+
+const ticksPerSecond = 10
+
+func (v *view) flowRows() []any {
+	var all []flowRow
+	for i := range v.flows.All() {
+		r := flowRow{
+			Protocol:    protocolName(i.Orig.Proto),
+			Source:      place(i.Orig.Src, i.Orig.SrcPort),
+			Destination: place(i.Orig.Dst, i.Orig.DstPort),
+			State:       i.State.String(),
+			Frames:      i.Frames[flow.Forward], Bytes: i.Bytes[flow.Forward],
+			ReplyFrames: i.Frames[flow.Reply], ReplyBytes: i.Bytes[flow.Reply],
+			AgeSeconds: i.AgeTicks / ticksPerSecond, IdleSeconds: i.IdleTicks / ticksPerSecond,
+		}
+		if by := place(i.Reply.Src, i.Reply.SrcPort); by != r.Destination {
+			r.AnsweredBy = by
+		}
+		if to := place(i.Reply.Dst, i.Reply.DstPort); to != r.Source {
+			r.AnsweredTo = to
+		}
+		all = append(all, r)
+	}
+	slices.SortFunc(all, func(a, b flowRow) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Destination, b.Destination))
+	})
+	var rows []any
+	for _, r := range all {
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+func place(a wire.Addr, port uint16) string { return netip.AddrPortFrom(a.Netip(), port).String() }
+
+func protocolName(p uint8) string {
+	switch p {
+	case wire.ProtoICMP, wire.ProtoICMPv6:
+		return "ICMP"
+	}
+	return control.Protocol(p).String()
+}
+
+type dropRow struct {
+	Name  string `json:"name"` // the reason
+	Pod   string `json:"pod"`  // namespace/name; empty: no pod's, or pods that are gone
+	Node  string `json:"node"`
+	Count uint64 `json:"count"`
+	Port  string `json:"port,omitempty"` // tunnel or gateway
+}
+
+func (v *view) drops() []any {
+	pods := map[string]string{} // by port name
+	for _, a := range v.attachments.List() {
+		pods[a.Port] = a.Pod.Namespace + "/" + a.Pod.Name
+	}
+	var all []dropRow
+	for _, p := range v.ports.Stats() {
+		port := ""
+		if p.Kind != vswitch.PortPod {
+			port = p.Name
+		}
+		for reason, n := range p.Drops {
+			all = append(all, dropRow{Name: reason.String(), Pod: pods[p.Name], Node: v.node, Count: n, Port: port})
+		}
+	}
+	for reason, n := range v.ports.retired() {
+		all = append(all, dropRow{Name: reason.String(), Node: v.node, Count: n})
+	}
+	slices.SortFunc(all, func(a, b dropRow) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Port, b.Port))
+	})
+	var rows []any
+	for _, r := range all {
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+func join(addrs []netip.Addr) string {
+	var out []string
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, ",")
+}

@@ -1,0 +1,75 @@
+package node
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// What lies in the state directory.
+const (
+	lockFile        = "lock"
+	instanceFile    = "instance"
+	claimFile       = "claim.json"
+	snapshotFile    = "objects.json"
+	attachmentsFile = "attachments.json"
+	leasesFile      = "leases.json"
+	storeDir        = "store"
+)
+
+// stateDir is the directory of what must survive a restart, locked while open.
+type stateDir struct {
+	path string
+	lock *os.File
+}
+
+// openStateDir makes the directory if need be, with mode 0700, and takes its
+// lock, which goes with the process however that ends.
+func openStateDir(path string) (*stateDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("--state-dir %s: %w; want a directory this user can write", path, err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("--state-dir %s: %w; want a directory this user can write", path, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("--state-dir %s: another vswitch runs on it; stop that one, or give this one another --state-dir and --socket", path)
+		}
+		return nil, fmt.Errorf("--state-dir %s: lock: %w", path, err)
+	}
+	return &stateDir{path: path, lock: f}, nil
+}
+
+func (d *stateDir) file(name string) string { return filepath.Join(d.path, name) }
+
+// Close gives up the lock.
+func (d *stateDir) Close() error { return d.lock.Close() }
+
+// instance is a random name for this state directory, made once. It tells two
+// machines of one name apart.
+func (d *stateDir) instance() (string, error) {
+	text, err := os.ReadFile(d.file(instanceFile))
+	if err == nil && len(strings.TrimSpace(string(text))) == 32 {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("--state-dir %s: %w", d.path, err)
+	}
+	var b [16]byte
+	rand.Read(b[:])
+	id := hex.EncodeToString(b[:])
+	if err := os.WriteFile(d.file(instanceFile), []byte(id+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("--state-dir %s: %w", d.path, err)
+	}
+	return id, nil
+}

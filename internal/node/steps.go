@@ -1,0 +1,325 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"vswitch/control"
+	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/ipam"
+	"vswitch/control/statefile"
+	"vswitch/internal/attach"
+	"vswitch/internal/fdpass"
+	"vswitch/internal/fdstore"
+	"vswitch/internal/nodeapi"
+	"vswitch/tap"
+	"vswitch/vswitch"
+	"vswitch/vswitch/frame"
+	"vswitch/vswitch/gateway"
+)
+
+const (
+	// sweepInterval is how often attachments are looked at for what only time tells.
+	sweepInterval = 10 * time.Second
+	// expiryRounds ticks of 100 ms pass between two looks at the same flow.
+	expiryRounds = 100
+	// maxDeaths is how many queues may die before the first is looked at: all of
+	// 110 pods, Kubernetes' limit of a node, with eight queues each.
+	maxDeaths = 1024
+)
+
+// Ports that are no pod's.
+const (
+	gatewayName = "gateway"
+	tunnelName  = "tunnel"
+)
+
+// vtepMAC follows from the state directory's instance, so that it outlives restarts.
+func vtepMAC(instance string) frame.MAC {
+	sum := sha256.Sum256([]byte("vswitch vtep " + instance))
+	return frame.LocalMAC([6]byte(sum[:6]))
+}
+
+func (n *node) openController() error {
+	objects := snapshot(n.state.file(snapshotFile))
+	n.controller = control.NewController(control.ControllerConfig{
+		Self:      control.Self{Node: n.cfg.Node, Underlays: n.cfg.Underlay, ServiceCIDRs: n.cfg.ServiceCIDR},
+		Dataplane: n.dataplane,
+		Save:      objects.save,
+		Log:       n.log,
+	})
+	kept, err := objects.load()
+	if err != nil {
+		n.log.Error("last good state is lost; waiting for the store", "err", err)
+	}
+	n.controller.Restore(kept)
+	return nil
+}
+
+func (n *node) openAttachments() error {
+	n.fds = &fdstore.Memory{}
+	n.onClose(n.fds.Close)
+	var err error
+	n.attachments, err = attach.New(attach.Config{
+		Node: n.cfg.Node, Ports: n.ports, Routes: n.fib, Publisher: n.store, FDs: n.fds,
+		OpenQueue: func(fd int, f tap.Features) (vswitch.Queue, error) { return tap.NewQueue(fd, f) },
+		Forget:    n.dataplane.forgetPod,
+		Records:   &attach.File{Path: n.state.file(attachmentsFile), BootID: n.bootID},
+		MTUBytes:  n.mtuBytes, Queues: n.cfg.Workers, Timeout: apiv1.PendingTimeout, Log: n.log,
+	})
+	return err
+}
+
+func (n *node) openAPI() error {
+	v := &view{
+		node: n.cfg.Node, objects: n.controller, attachments: n.attachments,
+		fib: n.fib, flows: n.flows, ports: n.ports, dataplane: n.dataplane,
+	}
+	api, err := nodeapi.Start(nodeapi.Config{
+		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version,
+		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows,
+		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
+		GatewayMAC: vswitch.GatewayMAC.String(), Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(api.Close)
+	fds, err := fdpass.Listen(apiv1.FDSocket(n.cfg.SocketPath), n.takeQueues, n.log)
+	if err != nil {
+		return fmt.Errorf("--socket %s: %w", n.cfg.SocketPath, err)
+	}
+	n.onClose(fds.Close)
+	n.start("descriptor socket", fds.Serve)
+	return nil
+}
+
+// takeQueues is what comes over the descriptor socket.
+func (n *node) takeQueues(_ context.Context, m fdpass.Message, fds []int, _ fdpass.Cred) error {
+	return n.attachments.Attach(m.Token, tap.Features(m.Features), fds)
+}
+
+func (n *node) readiness() nodeapi.Readiness {
+	n.readyMu.Lock()
+	defer n.readyMu.Unlock()
+	switch {
+	case !n.serving:
+		return nodeapi.Readiness{
+			Reason:  "the node has no pod CIDR yet: its store has not answered",
+			Limited: true,
+		}
+	case n.pool.Free() == 0:
+		return nodeapi.Readiness{Reason: fmt.Sprintf("every address of %v is leased", n.claim.PodCIDRs)}
+	}
+	return nodeapi.Readiness{}
+}
+
+// holdClaim makes the node's claim to its name and pod CIDRs. One that was made
+// before is held without asking; the store confirms it once it answers.
+func (n *node) holdClaim() error {
+	want := control.Claim{
+		Node: n.cfg.Node, Instance: n.instance, Facts: n.facts,
+		ClusterCIDRs: n.cfg.ClusterCIDR, ServiceCIDRs: n.cfg.ServiceCIDR,
+		BitsIPv4: n.cfg.NodeBitsV4, BitsIPv6: n.cfg.NodeBitsV6,
+	}
+	file := statefile.File{Path: n.state.file(claimFile), Kind: "claim", Version: 1}
+	var kept control.Claim
+	err := file.Read(&kept)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Error("the node's claim is lost; asking the store", "err", err)
+	}
+	if err == nil && samePlan(&kept, &want) {
+		want.PodCIDRs = kept.PodCIDRs
+		n.claim = want
+		n.start("claim", func(ctx context.Context) error { return n.confirmClaim(ctx, want, file) })
+		return nil
+	}
+	if n.claim, err = n.store.ClaimNode(n.ctx, want); err != nil {
+		return err
+	}
+	return file.Write(n.claim)
+}
+
+// samePlan reports whether a claim kept from before is for the same node and
+// address plan as what is wanted now.
+func samePlan(kept, want *control.Claim) bool {
+	return kept.Node == want.Node && kept.Instance == want.Instance && len(kept.PodCIDRs) > 0 &&
+		slices.Equal(kept.ClusterCIDRs, want.ClusterCIDRs) && slices.Equal(kept.ServiceCIDRs, want.ServiceCIDRs) &&
+		kept.BitsIPv4 == want.BitsIPv4 && kept.BitsIPv6 == want.BitsIPv6
+}
+
+// confirmClaim tells the store of a claim made before. A node that forwards can't
+// change its pods' addresses: another answer stops it, and the next start goes by it.
+func (n *node) confirmClaim(ctx context.Context, want control.Claim, file statefile.File) error {
+	got, err := n.store.ClaimNode(ctx, want)
+	if err != nil {
+		return err
+	}
+	if err := file.Write(got); err != nil {
+		return err
+	}
+	if !slices.Equal(got.PodCIDRs, want.PodCIDRs) {
+		return fmt.Errorf("the pod CIDRs %v went to another node while this one was away, and it gets %v: its pods must be made anew", want.PodCIDRs, got.PodCIDRs)
+	}
+	return nil
+}
+
+// startForwarding opens gateway and switch, routes first: what is refused is
+// refused from the first frame on.
+func (n *node) startForwarding() error {
+	programOwnRoutes(n.fib, &n.cfg, n.claim.PodCIDRs)
+	routers := routerAddrs(n.claim.PodCIDRs)
+	g, err := gateway.New(gateway.Config{
+		Queues: n.cfg.Workers, MTUBytes: n.mtuBytes, MAC: vswitch.GatewayMAC,
+		Routers: routers,
+		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
+		IsLocalPod: n.dataplane.isLocalPod, IsNode: n.dataplane.isNode,
+		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	sw, err := vswitch.New(vswitch.Config{
+		Workers: n.cfg.Workers, FIB: n.fib, Flows: n.flows, Services: g, QueueDied: n.queueDied,
+	})
+	if err != nil {
+		return errors.Join(err, g.Close())
+	}
+	n.onClose(sw.Close)
+	n.onClose(g.Close) // while the switch still carries its resets to pods
+	n.onClose(n.stopTasks)
+	n.ports.serve(sw)
+	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts})
+	n.start("flow expiry", n.expireFlows)
+	n.start("dead ports", n.mourn)
+
+	gatewayPort := vswitch.PortConfig{Kind: vswitch.PortGateway, Name: gatewayName, MTUBytes: n.mtuBytes}
+	tunnelPort := vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: tunnelName, MTUBytes: n.tunnelMTU}
+	for i := range n.cfg.Workers {
+		gatewayPort.Queues = append(gatewayPort.Queues, g.Queue(i))
+		tunnelPort.Queues = append(tunnelPort.Queues, n.tunnel.Queue(i))
+	}
+	if _, err := sw.AddPort(gatewayPort); err != nil {
+		return err
+	}
+	_, err = sw.AddPort(tunnelPort)
+	return err
+}
+
+// death is a port whose device or socket has gone.
+type death struct {
+	port  string
+	cause error
+}
+
+// queueDied is called by a worker, which must not wait.
+func (n *node) queueDied(port string, cause error) {
+	select {
+	case n.deaths <- death{port, cause}:
+	default:
+		n.log.Error("too many devices die at once; this pod stays until it is deleted", "port", port, "err", cause)
+	}
+}
+
+func (n *node) mourn(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case d := <-n.deaths:
+			if d.port == gatewayName || d.port == tunnelName {
+				return fmt.Errorf("port %s: %w", d.port, d.cause)
+			}
+			n.attachments.Died(d.port, d.cause)
+		}
+	}
+}
+
+func (n *node) expireFlows(ctx context.Context) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			n.flows.Expire(n.ports.sw.Load().Tick(), n.flows.Cap()/expiryRounds+1)
+		}
+	}
+}
+
+// startControl brings the dataplane to the last good state, and from then on to
+// what the store says. Pods that are known from before are still published.
+func (n *node) startControl() error {
+	n.start("reconciler", n.controller.Run)
+	var err error
+	n.pool, err = ipam.Open(ipam.Config{
+		Path: n.state.file(leasesFile), BootID: n.bootID, CIDRs: n.claim.PodCIDRs, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.buryDeleted(); err != nil {
+		return err
+	}
+	if err := n.attachments.Serve(n.pool); err != nil {
+		return err
+	}
+	var pods []*corev1.Pod
+	for _, a := range n.attachments.Restore() {
+		pods = append(pods, n.attachments.Record(&a))
+	}
+	n.store.LoadPods(pods)
+	n.start("store", func(ctx context.Context) error { return n.store.Run(ctx, n.controller) })
+	return nil
+}
+
+// buryDeleted removes what plugins were told to delete while no daemon ran. The
+// API listens by now, so whatever is deleted from here on comes that way.
+func (n *node) buryDeleted() error {
+	keys, err := apiv1.Tombstones(n.cfg.SocketPath)
+	if err != nil {
+		n.log.Warn("some attachments deleted meanwhile are not known", "err", err)
+	}
+	for _, k := range keys {
+		key := attach.Key{Network: k.GetNetwork(), ContainerID: k.GetContainerId(), Ifname: k.GetIfname()}
+		if err := n.attachments.Delete(key); err != nil {
+			return err
+		}
+		if err := apiv1.RemoveTombstone(n.cfg.SocketPath, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// servePods lets AddPod in.
+func (n *node) servePods() error {
+	n.onClose(func() error { n.attachments.Close(); return nil })
+	n.start("sweep", n.sweep)
+	n.readyMu.Lock()
+	n.serving = true
+	n.readyMu.Unlock()
+	return nil
+}
+
+func (n *node) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			n.attachments.Sweep(now)
+		}
+	}
+}
