@@ -251,7 +251,7 @@ func (r *relay) insert(s *session) drop.Reason {
 		return drop.NoRoute
 	}
 	s.route = route
-	s.hash = uint32(maphash.Comparable(r.seed, s.inside)) | 1
+	s.hash = max(uint32(maphash.Comparable(r.seed, s.inside)), 1) // zero: none
 	s.used.Store(r.tick.Load())
 	sh := r.shard(&s.inside)
 	sh.mu.Lock()

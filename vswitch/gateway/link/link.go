@@ -117,7 +117,7 @@ func (l *Link) WriteIP(ip []byte) bool {
 func (l *Link) write(pkt *stack.PacketBuffer) bool {
 	i := uint32(0)
 	if len(l.queues) > 1 {
-		i = flowHash(pkt) % uint32(len(l.queues))
+		i = uint32(uint64(flowHash(pkt)) * uint64(len(l.queues)) >> 32)
 	}
 	return l.queues[i].ring.push(pkt)
 }
@@ -137,9 +137,9 @@ func flowHash(pkt *stack.PacketBuffer) uint32 {
 	}
 	var h uint32
 	for ; len(addrs) >= 4; addrs = addrs[4:] {
-		h = h*31 + binary.LittleEndian.Uint32(addrs)
+		h = (h ^ binary.LittleEndian.Uint32(addrs)) * 0x9e3779b1 // Knuth's multiplicative hash, 2^32/phi
 	}
-	return h ^ h>>16
+	return h
 }
 
 // endpoint is one interface as the netstack sees it.
