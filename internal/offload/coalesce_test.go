@@ -232,6 +232,68 @@ func TestCoalesceKeepsMembersApart(t *testing.T) {
 	}
 }
 
+// A packet whose checksum a kernel left to a device that never came.
+func TestCoalescePartialChecksums(t *testing.T) {
+	whole := offloadtest.TCP4(offloadtest.Random(300, 1))
+	segs := whole.Cut(100)
+	tests := []struct {
+		name    string
+		partial [3]bool
+		frames  int
+	}{
+		{"all partial merge", [3]bool{true, true, true}, 1},
+		{"full does not join partial", [3]bool{true, true, false}, 2},
+		{"partial does not join full", [3]bool{false, true, true}, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var c offload.Coalescer
+			var h wire.Headers
+			var fs []*frame.Frame
+			for i, p := range segs {
+				b := p.Bytes(tt.partial[i])
+				wire.Parse(b, &h)
+				v, ok := offload.Partial(b, &h)
+				if ok != tt.partial[i] {
+					t.Fatalf("packet %d: Partial says %v", i, ok)
+				}
+				if c.Merge(b, &h, &v, 0) {
+					continue
+				}
+				f := frame.New()
+				f.Set(b)
+				f.VNet = v
+				fs = append(fs, f)
+				c.Open(f, &h)
+			}
+			c.Flush()
+			if len(fs) != tt.frames {
+				t.Fatalf("%d frames, want %d", len(fs), tt.frames)
+			}
+			var got [][]byte
+			for _, f := range fs {
+				if !f.VNet.IsGSO() {
+					if r := offload.Complete(f); r != drop.None {
+						t.Fatal(r)
+					}
+					got = append(got, f.Bytes())
+					continue
+				}
+				parts, r := cutAll(t, f)
+				if r != drop.None {
+					t.Fatal(r)
+				}
+				got = append(got, parts...)
+			}
+			for i := range segs {
+				if !bytes.Equal(got[i], segs[i].Bytes(false)) {
+					t.Errorf("packet %d changed", i)
+				}
+			}
+		})
+	}
+}
+
 func TestCoalesceStopsAtTheLongestPacket(t *testing.T) {
 	var in [][]byte
 	for i := range 60 {
