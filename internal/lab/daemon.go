@@ -21,8 +21,8 @@ type RunConfig struct {
 	Binary string
 }
 
-// ready is the daemon's word, on a line of its own.
-var ready = regexp.MustCompile(`\bready\b`)
+// ready is how the line begins by which the daemon says so.
+var ready = regexp.MustCompile(`^vswitch: ready`)
 
 // Socket is the path of the daemon's API.
 func (n *Node) Socket() string { return n.lab.path(n.Host, "api.sock") }
