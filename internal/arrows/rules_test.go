@@ -91,6 +91,8 @@ var importers = []struct {
 	{to: "internal/traffic", from: []string{"internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product makes no test traffic"},
 	{to: "vswitch/queuetest", why: "for tests"},
 	{to: "internal/wiretest", why: "for tests"},
+	{to: "internal/offload/offloadtest", why: "for tests"},
+	{to: "tunnel/netnstest", why: "for tests"},
 }
 
 func match(pattern, p string) bool {
@@ -177,7 +179,7 @@ func TestPlatformPackagesStayWhereTheyBelong(t *testing.T) {
 	for p, pk := range packages(t) {
 		for imported, by := range pk.std {
 			switch {
-			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/lab/...", "bench/..."}, p):
+			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
 				t.Errorf("%v: the daemon never configures a namespace, so it has no use for %s", by, imported)
 			case strings.HasPrefix(imported, "gvisor.dev/") && !match("vswitch/gateway/...", p):
 				t.Errorf("%v: netstack is the gateway's, not %s's", by, p)
