@@ -16,7 +16,10 @@ import (
 )
 
 // clusterConfig is what all nodes of a cluster must agree on; the first writes it.
+// The id tells a store from one that was begun anew in its place, which etcd's own
+// cluster id, made from the members' names, does not.
 type clusterConfig struct {
+	ID           string         `json:"id"`
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 	BitsIPv4     int            `json:"bitsIPv4"`
@@ -34,6 +37,9 @@ func (s *Store) ClaimNode(ctx context.Context, want control.Claim) (control.Clai
 	}
 	for attempt := 0; ; attempt++ {
 		got, err := s.claimOnce(ctx, want)
+		if errors.Is(err, errRaced) && yield(ctx, attempt) {
+			continue
+		}
 		switch {
 		case err == nil:
 			s.setClaim(got)
@@ -75,7 +81,8 @@ func (s *Store) claimOnce(ctx context.Context, want control.Claim) (*claim, erro
 		return nil, s.wrap(err)
 	}
 	cluster, guard, records := kvsOf(r, 0), kvsOf(r, 1), kvsOf(r, 2)
-	if err := agree(cluster, &want); err != nil {
+	config, err := agree(cluster, &want)
+	if err != nil {
 		return nil, err
 	}
 	nodes := decodeAll[*corev1.Node](s, records)
@@ -98,16 +105,16 @@ func (s *Store) claimOnce(ctx context.Context, want control.Claim) (*claim, erro
 	}
 	i := slices.IndexFunc(records, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == nodeKey })
 	if i >= 0 && string(records[i].Value) == value && len(cluster) > 0 {
-		return &claim{want, records[i].ModRevision}, nil
+		return &claim{want, records[i].ModRevision, config.ID}, nil
 	}
-	config, err := json.Marshal(configOf(&want))
+	configText, err := json.Marshal(config)
 	if err != nil {
 		return nil, err
 	}
 	w, err := s.client.Txn(ctx).
 		If(unchanged(s.key("guard", "nodes"), revisionOf(guard)), unchanged(s.key("cluster"), revisionOf(cluster))).
 		Then(clientv3.OpPut(nodeKey, value), clientv3.OpPut(s.key("guard", "nodes"), want.Node),
-			clientv3.OpPut(s.key("cluster"), string(config))).
+			clientv3.OpPut(s.key("cluster"), string(configText))).
 		Commit()
 	if err != nil {
 		return nil, s.wrap(err)
@@ -116,7 +123,7 @@ func (s *Store) claimOnce(ctx context.Context, want control.Claim) (*claim, erro
 		return nil, errRaced
 	}
 	s.log.Info("node claimed", "node", want.Node, "podCIDRs", want.PodCIDRs)
-	return &claim{want, w.Header.Revision}, nil
+	return &claim{want, w.Header.Revision, config.ID}, nil
 }
 
 // ownRecord finds this node's record, and refuses a name that is another's.
@@ -142,20 +149,17 @@ func ownRecord(nodes []*corev1.Node, want *control.Claim) (*corev1.Node, error) 
 	}
 }
 
-func configOf(c *control.Claim) clusterConfig {
-	return clusterConfig{c.ClusterCIDRs, c.ServiceCIDRs, c.BitsIPv4, c.BitsIPv6}
-}
-
-// agree compares this node's configuration with the cluster's.
-func agree(cluster []*mvccpb.KeyValue, want *control.Claim) error {
+// agree compares this node's configuration with the cluster's, or makes it the
+// cluster's if there is none, and returns that.
+func agree(cluster []*mvccpb.KeyValue, want *control.Claim) (clusterConfig, error) {
+	mine := clusterConfig{newUUID(), want.ClusterCIDRs, want.ServiceCIDRs, want.BitsIPv4, want.BitsIPv6}
 	if len(cluster) == 0 {
-		return nil
+		return mine, nil
 	}
 	var have clusterConfig
 	if err := json.Unmarshal(cluster[0].Value, &have); err != nil {
-		return fmt.Errorf("store: key %q is not readable: %w", cluster[0].Key, err)
+		return have, fmt.Errorf("store: key %q is not readable: %w", cluster[0].Key, err)
 	}
-	mine := configOf(want)
 	for _, f := range []struct {
 		flag      string
 		mine, all any
@@ -166,10 +170,10 @@ func agree(cluster []*mvccpb.KeyValue, want *control.Claim) error {
 		{"--node-cidr-size-v6", mine.BitsIPv6, have.BitsIPv6},
 	} {
 		if m, a := fmt.Sprint(f.mine), fmt.Sprint(f.all); m != a {
-			return &control.MismatchError{Flag: f.flag, Value: m, Common: a}
+			return have, &control.MismatchError{Flag: f.flag, Value: m, Common: a}
 		}
 	}
-	return nil
+	return have, nil
 }
 
 func kvsOf(r *clientv3.TxnResponse, i int) []*mvccpb.KeyValue {

@@ -28,6 +28,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"sync"
@@ -100,7 +101,8 @@ type Store struct {
 // claim is the node's claim as it stands in the store.
 type claim struct {
 	control.Claim
-	revision int64 // of the node's record: a write of this node's is void if it changed
+	revision int64  // of the node's record: a write of this node's is void if it changed
+	cluster  string // id of the cluster it is part of
 }
 
 var _ control.Store = (*Store)(nil)
@@ -250,11 +252,21 @@ func final(err error) bool {
 	return errors.As(err, &conflict) || errors.As(err, &mismatch) || errors.As(err, &invalid)
 }
 
-// pause waits for a retry: longer with every attempt, from 100 ms to reconnectMax.
-// It returns false when ctx ended.
+// pause waits before a request is made again because the store did not answer:
+// longer with every attempt, from 100 ms to reconnectMax. It returns false when
+// ctx ended.
 func pause(ctx context.Context, attempt int) bool {
-	wait := min(100*time.Millisecond<<min(attempt, 10), reconnectMax)
-	t := time.NewTimer(wait)
+	return wait(ctx, min(100*time.Millisecond<<min(attempt, 10), reconnectMax))
+}
+
+// yield waits before a transaction that was raced is tried again: a short random
+// time, so that those who raced don't meet again. One of them has always won.
+func yield(ctx context.Context, attempt int) bool {
+	return wait(ctx, time.Duration(rand.Int64N(int64(5*time.Millisecond)<<min(attempt, 6))))
+}
+
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

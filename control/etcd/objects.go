@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -40,10 +41,10 @@ func (s *Store) applyOne(ctx context.Context, o control.Object) (control.Object,
 		// Each attempt allocates into a copy of its own.
 		fresh := o.DeepCopyObject().(control.Object)
 		stored, err := s.tryApply(ctx, fresh)
-		if err != errRaced {
+		if !errors.Is(err, errRaced) {
 			return stored, err
 		}
-		if !pause(ctx, 0) {
+		if !yield(ctx, attempt) {
 			return nil, s.wrap(ctx.Err())
 		}
 	}
@@ -161,11 +162,7 @@ func (s *Store) put(ctx context.Context, o control.Object, records []*mvccpb.Key
 // stamp gives a new object what its maker gives it: an identity and a birthday.
 // What a user's file says of either belongs to another store.
 func stamp(o control.Object) {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6] = b[6]&0x0f | 0x40
-	b[8] = b[8]&0x3f | 0x80 // RFC 9562 section 5.4
-	o.SetUID(types.UID(fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])))
+	o.SetUID(types.UID(newUUID()))
 	o.SetCreationTimestamp(metav1.NewTime(time.Now().UTC().Truncate(time.Second)))
 	o.SetResourceVersion("")
 	o.SetManagedFields(nil)
@@ -195,6 +192,15 @@ func (s *Store) Delete(ctx context.Context, kind control.Kind, namespace, name s
 		return fmt.Errorf("%s: %w", key, control.ErrNotFound)
 	}
 	return nil
+}
+
+// newUUID is a random one (RFC 9562 section 5.4).
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 
 // List implements control.Store.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -65,8 +66,7 @@ func (s *Store) presence(ctx context.Context) error {
 // heart is what one heartbeat leaves to the next.
 type heart struct {
 	lease    clientv3.LeaseID // 0: none
-	cluster  uint64           // the store's identity and revision, as last seen
-	revision int64
+	revision int64            // of the store, as last seen
 }
 
 // beat looks whether everything is as it should be and mends what is not.
@@ -82,20 +82,19 @@ func (s *Store) beat(ctx context.Context, h *heart) error {
 	}
 	c := s.currentClaim()
 	r, err := s.client.Txn(ctx).Then(
-		clientv3.OpGet(s.key("nodes", c.Node), clientv3.WithKeysOnly()),
-		clientv3.OpGet(s.key("leases", c.Node), clientv3.WithKeysOnly()),
+		clientv3.OpGet(s.key("cluster")),
+		clientv3.OpGet(s.key("nodes", c.Node)),
+		clientv3.OpGet(s.key("leases", c.Node)), // not keys alone: that leaves out the lease
 	).Commit()
 	if err != nil {
 		return s.wrap(err)
 	}
-	if h.revision != 0 && (r.Header.ClusterId != h.cluster || r.Header.Revision < h.revision) {
+	other := r.Header.Revision < h.revision || clusterID(kvsOf(r, 0)) != c.cluster
+	if other {
 		s.log.Warn("store is not the one it was; saying everything again")
-		s.startOver()
-		s.pods.again()
 	}
-	h.cluster, h.revision = r.Header.ClusterId, r.Header.Revision
-
-	if revisionOf(kvsOf(r, 0)) != c.revision {
+	h.revision = r.Header.Revision
+	if other || revisionOf(kvsOf(r, 1)) != c.revision {
 		got, err := s.claimOnce(ctx, c.Claim)
 		if err != nil {
 			return err
@@ -103,10 +102,21 @@ func (s *Store) beat(ctx context.Context, h *heart) error {
 		s.setClaim(got)
 		s.pods.again()
 	}
-	if kvs := kvsOf(r, 1); h.lease == 0 || len(kvs) == 0 || kvs[0].Lease != int64(h.lease) {
+	if other {
+		s.startOver()
+	}
+	if kvs := kvsOf(r, 2); h.lease == 0 || len(kvs) == 0 || kvs[0].Lease != int64(h.lease) {
 		return s.takeLease(ctx, h)
 	}
 	return nil
+}
+
+func clusterID(cluster []*mvccpb.KeyValue) string {
+	var c clusterConfig
+	if len(cluster) == 0 || json.Unmarshal(cluster[0].Value, &c) != nil {
+		return ""
+	}
+	return c.ID
 }
 
 // takeLease makes the record of this node's life.

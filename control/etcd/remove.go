@@ -11,11 +11,10 @@ import (
 )
 
 // deleteNode removes a node that is gone. One that stopped a moment ago still has
-// its lease, so the lease is watched: it ends, or it is renewed and the node lives.
+// its lease, so the lease is watched: it ends, or it outlives its time and so was
+// renewed by a node that lives.
 func (s *Store) deleteNode(ctx context.Context, name string) error {
-	leaseKey := s.key("leases", name)
-	var lease clientv3.LeaseID
-	var left int64 // seconds
+	var first leaseState
 	for {
 		removed, found, err := s.removeNode(ctx, name)
 		if err != nil || removed {
@@ -24,27 +23,18 @@ func (s *Store) deleteNode(ctx context.Context, name string) error {
 		if !found {
 			return fmt.Errorf("Node %s: %w", name, control.ErrNotFound)
 		}
-		rctx, cancel := s.request(ctx)
-		r, err := s.client.Get(rctx, leaseKey)
-		if err == nil && len(r.Kvs) > 0 {
-			id := clientv3.LeaseID(r.Kvs[0].Lease)
-			ttl, terr := s.client.TimeToLive(rctx, id)
-			switch {
-			case terr != nil:
-				err = terr
-			case lease != 0 && (id != lease || ttl.TTL > left):
-				cancel()
-				return &control.ConflictError{
-					What: "node name " + name, Holder: "a vswitch that runs and renews its lease",
-					Advice: "stop that one first",
-				}
-			default:
-				lease, left = id, ttl.TTL
-			}
-		}
-		cancel()
+		l, err := s.leaseOf(ctx, name)
 		if err != nil {
-			return s.wrap(err)
+			return err
+		}
+		if first.id == 0 {
+			first = l
+		}
+		if l.id != 0 && (l.id != first.id || l.ends.After(first.ends.Add(time.Second))) { // a lease counts in seconds
+			return &control.ConflictError{
+				What: "node name " + name, Holder: "a vswitch that runs and renews its lease",
+				Advice: "stop that one first",
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -52,6 +42,28 @@ func (s *Store) deleteNode(ctx context.Context, name string) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// leaseState is a lease and when it ends, unless it is renewed.
+type leaseState struct {
+	id   clientv3.LeaseID
+	ends time.Time
+}
+
+// leaseOf reads the lease of a node; the zero value if it has none.
+func (s *Store) leaseOf(ctx context.Context, name string) (leaseState, error) {
+	ctx, cancel := s.request(ctx)
+	defer cancel()
+	r, err := s.client.Get(ctx, s.key("leases", name))
+	if err != nil || len(r.Kvs) == 0 {
+		return leaseState{}, s.wrap(err)
+	}
+	id := clientv3.LeaseID(r.Kvs[0].Lease)
+	ttl, err := s.client.TimeToLive(ctx, id)
+	if err != nil || ttl.TTL < 0 {
+		return leaseState{}, s.wrap(err)
+	}
+	return leaseState{id, time.Now().Add(time.Duration(ttl.TTL) * time.Second)}, nil
 }
 
 // removeNode removes a node that has no lease.

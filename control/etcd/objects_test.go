@@ -1,0 +1,178 @@
+package etcd
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"vswitch/control"
+)
+
+func (s *server) apply(st *Store, yaml string) []control.Object {
+	s.t.Helper()
+	out, err := st.Apply(s.context(), decode(s.t, yaml))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+func TestApplyAllocatesAndKeeps(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	yaml := serviceYAML("web", "  type: NodePort\n  ipFamilyPolicy: PreferDualStack\n")
+	first := s.apply(st, yaml)[0].(*corev1.Service)
+	if len(first.Spec.ClusterIPs) != 2 || first.Spec.Ports[0].NodePort < control.NodePortMin {
+		t.Fatalf("allocated %v and %d, want an address of each family and a node port", first.Spec.ClusterIPs, first.Spec.Ports[0].NodePort)
+	}
+	again := s.apply(st, yaml)[0].(*corev1.Service)
+	if again.ResourceVersion != first.ResourceVersion || again.UID != first.UID {
+		t.Errorf("the same again is version %s of %s, want %s of %s: unchanged", again.ResourceVersion, again.UID, first.ResourceVersion, first.UID)
+	}
+	changed := s.apply(st, serviceYAML("web", "  type: NodePort\n  ipFamilyPolicy: PreferDualStack\n  externalTrafficPolicy: Local\n"))[0].(*corev1.Service)
+	if changed.ResourceVersion == first.ResourceVersion || !slices.Equal(changed.Spec.ClusterIPs, first.Spec.ClusterIPs) ||
+		changed.Spec.Ports[0].NodePort != first.Spec.Ports[0].NodePort || changed.UID != first.UID {
+		t.Errorf("after a change %v and %d, want the addresses and the port to stay", changed.Spec.ClusterIPs, changed.Spec.Ports[0].NodePort)
+	}
+	list, err := st.List(s.context(), control.KindService)
+	if err != nil || len(list) != 1 || list[0].GetResourceVersion() != changed.ResourceVersion {
+		t.Errorf("list %v, %v; want the service as changed", list, err)
+	}
+}
+
+func TestWhatIsHeldIsRefusedByTheHoldersName(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	s.apply(st, serviceYAML("web", "  clusterIP: 10.96.1.1\n"))
+	_, err := st.Apply(s.context(), decode(t, serviceYAML("thief", "  clusterIP: 10.96.1.1\n")))
+	var conflict *control.ConflictError
+	if !errors.As(err, &conflict) {
+		t.Fatalf("%v, want a *ConflictError", err)
+	}
+	wantError(t, err, "10.96.1.1", "Service default/web")
+	if err := st.Delete(s.context(), control.KindService, "default", "web"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(st, serviceYAML("thief", "  clusterIP: 10.96.1.1\n"))
+	if err := st.Delete(s.context(), control.KindService, "default", "web"); !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("second deletion: %v, want ErrNotFound", err)
+	}
+}
+
+// Nodes that apply at the same time get different addresses and ports.
+func TestConcurrentAllocationsAreDistinct(t *testing.T) {
+	s := newServer(t)
+	const nodes, each = 3, 6
+	var mu sync.Mutex
+	holder := map[string]string{}
+	var wg sync.WaitGroup
+	for n := range nodes {
+		st := s.store(fmt.Sprintf("node-%d", n))
+		wg.Go(func() {
+			for i := range each {
+				name := fmt.Sprintf("s%d-%d", n, i)
+				objs, err := st.Apply(s.context(), decode(t, serviceYAML(name, "  type: NodePort\n  ipFamilyPolicy: RequireDualStack\n")))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				svc := objs[0].(*corev1.Service)
+				mu.Lock()
+				for _, v := range append(svc.Spec.ClusterIPs, fmt.Sprint(svc.Spec.Ports[0].NodePort)) {
+					if other, ok := holder[v]; ok {
+						t.Errorf("%s is %s's and %s's", v, other, name)
+					}
+					holder[v] = name
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if want := nodes * each * 3; len(holder) != want {
+		t.Errorf("%d values allocated, want %d", len(holder), want)
+	}
+}
+
+const flannelNode = `
+apiVersion: v1
+kind: Node
+metadata:
+  name: %s
+  annotations:
+    flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}'
+    flannel.alpha.coreos.com/public-ip: 192.0.2.7
+spec: {podCIDRs: [%s]}
+`
+
+func TestForeignNodesTakeTheirPrefixes(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	s.apply(st, fmt.Sprintf(flannelNode, "flannel", "10.244.0.0/24"))
+	if got := fmt.Sprint(s.claim(st, "one").PodCIDRs[0]); got != "10.244.1.0/24" {
+		t.Errorf("claim %s, want 10.244.1.0/24: the first is the flannel node's", got)
+	}
+	for _, tt := range []struct{ name, node, cidr, want string }{
+		{"a prefix inside another node's", "x", "10.244.1.128/25", "Node a"},
+		{"a prefix around another node's", "x", "10.244.0.0/16", "Node "},
+		{"the service CIDR", "x", "10.96.4.0/24", "the service CIDR"},
+		{"the name of a vswitch node", "a", "10.9.0.0/24", "a node that vswitch runs"},
+	} {
+		_, err := st.Apply(s.context(), decode(t, fmt.Sprintf(flannelNode, tt.node, tt.cidr)))
+		if err == nil {
+			t.Errorf("%s was accepted", tt.name)
+			continue
+		}
+		wantError(t, err, tt.want)
+	}
+	if err := st.Delete(s.context(), control.KindNode, "", "flannel"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Case 32, the half of it that needs to know the nodes.
+func TestEndpointsAtNodesAndServicesAreRefused(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	s.claim(st, "one")
+	for addr, want := range map[string]string{"192.0.2.1": "node a's own address", "10.96.3.4": "service address"} {
+		_, err := st.Apply(s.context(), decode(t, fmt.Sprintf(`
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: x, labels: {kubernetes.io/service-name: x}}
+addressType: IPv4
+endpoints: [{addresses: ["%s"]}]
+ports: [{port: 80}]
+`, addr)))
+		wantError(t, err, addr, want, "endpoints[0].addresses[0]")
+	}
+}
+
+func TestAStoreThatIsAwaySaysSo(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	s.stop()
+	for name, err := range map[string]error{
+		"apply":  second(st.Apply(s.context(), decode(t, serviceYAML("web", "")))),
+		"delete": st.Delete(s.context(), control.KindService, "default", "web"),
+		"list":   second(st.List(s.context(), control.KindService)),
+	} {
+		if !errors.Is(err, control.ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", name, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestEndpointURLsAreChecked(t *testing.T) {
+	for _, urls := range [][]string{nil, {"127.0.0.1:2379"}, {"ftp://h:1"}, {"http://h:1", "https://h:1"}, {"unix://"}} {
+		if _, err := New(Config{Endpoints: urls}); err == nil {
+			t.Errorf("%q: no error", urls)
+		}
+	}
+}
