@@ -90,9 +90,6 @@ func (n *Net) Watch(f func(f *frame.Frame, fromGateway bool)) {
 func (n *Net) run() {
 	b := frame.NewBatch(frame.BatchFrames)
 	for !n.stop.Load() {
-		n.mu.Lock()
-		pods := n.pods
-		n.mu.Unlock()
 		fds := []unix.PollFd{{Fd: int32(n.wake), Events: unix.POLLIN}}
 		queues := []queue{nil}
 		add := func(q queue) {
@@ -102,7 +99,7 @@ func (n *Net) run() {
 		for _, q := range n.gateway {
 			add(q)
 		}
-		for _, p := range pods {
+		for _, p := range n.current() {
 			add(p.queue)
 		}
 		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
@@ -120,13 +117,21 @@ func (n *Net) run() {
 				n.t.Errorf("gatewaytest: receive: %v", err)
 				return
 			}
-			n.forward(b, i < len(n.gateway), pods)
+			n.forward(b, i < len(n.gateway))
 		}
 	}
 }
 
-func (n *Net) forward(b *frame.Batch, fromGateway bool, pods []*Pod) {
+// current are the pods there are now.
+func (n *Net) current() []*Pod {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pods
+}
+
+func (n *Net) forward(b *frame.Batch, fromGateway bool) {
 	var h wire.Headers
+	pods := n.current() // later than the poll: a frame may be for a pod added since
 	for i := range b.Len() {
 		f := b.At(i)
 		if tap := n.tap.Load(); tap != nil {
