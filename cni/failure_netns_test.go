@@ -139,15 +139,41 @@ func TestWhatTheDaemonRefusesIsUndone(t *testing.T) {
 	wantPings(t, n, "eth0")
 }
 
-// TestResultThatCannotBeWrittenIsUndone: the runtime died.
+// TestResultThatCannotBeWrittenIsUndone: the runtime died, or its disk is full.
 func TestResultThatCannotBeWrittenIsUndone(t *testing.T) {
 	h := newHost(t, cnitest.Config{})
 	n := cnitest.NewNetns(t)
-	c := h.good("ADD", "c1", n)
-	if err := h.invokeInto(c, "/dev/full"); err == nil {
-		t.Error("success without a result")
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer full.Close()
+	r, unread, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer unread.Close()
+	for _, stdout := range []*os.File{full, unread} {
+		if err := h.invokeInto(h.good("ADD", "c1", n), stdout); err == nil {
+			t.Errorf("%s: success without a result", stdout.Name())
+		}
+		h.wantClean(n)
+	}
+}
+
+// TestALeaseThatWasLostOnTheWay: the daemon leased, and its answer never came.
+func TestALeaseThatWasLostOnTheWay(t *testing.T) {
+	h := newHost(t, cnitest.Config{})
+	n := cnitest.NewNetns(t)
+	h.daemon.Fail("AddPod:after", status.Error(codes.Unavailable, "connection reset"))
+	h.fails(h.good("ADD", "c1", n), 11, "connection reset")
 	h.wantClean(n)
+	// But an attachment that was there before is not this ADD's to remove.
+	h.daemon.Fail("AddPod:after", nil)
+	h.must(h.good("ADD", "c1", n))
+	h.fails(h.good("ADD", "c1", cnitest.NewNetns(t)), errAttached, "")
+	h.wantRecorded("c1")
 }
 
 // TestKilledAnywhere is case 71: SIGKILL ahead of every step of ADD and of DEL,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -53,7 +54,31 @@ func configureLink(h *netlink.Handle, s *linkSpec) error {
 			return err
 		}
 	}
+	for _, a := range s.addrs {
+		if err := waitLocal(h, a.addr); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// localTimeout is far beyond what waitLocal waits for, a work item of the kernel.
+const localTimeout = 5 * time.Second
+
+// waitLocal waits until the kernel takes packets to an address. Linux enters the
+// local route of an IPv6 address that is spared duplicate detection from a
+// workqueue (net/ipv6/addrconf.c, addrconf_dad_completed), a moment after the
+// address can be seen and sent from; an answer that comes first is lost.
+func waitLocal(h *netlink.Handle, addr netip.Addr) error {
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		routes, err := h.RouteGet(addr.AsSlice())
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Since(start) > localTimeout {
+			return errors.Join(fmt.Errorf("address %s: the kernel takes nothing for it after %v", addr, localTimeout), err)
+		}
+	}
 }
 
 // configureIPv6 sets what has to be set before the interface is up.

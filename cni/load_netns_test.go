@@ -79,6 +79,11 @@ func TestCyclesLeakNothing(t *testing.T) {
 	n := cnitest.NewNetns(t)
 	cycle := func() {
 		h.must(h.good("ADD", "c1", n))
+		// The first packet, at once: ADD must not succeed before the kernel takes
+		// the answer (waitLocal).
+		if err := ping(n, "eth0", cnitest.Gateway6); err != nil {
+			t.Errorf("the first ping: %v", err)
+		}
 		h.must(h.good("DEL", "c1", n))
 	}
 	cycle() // what is made once, such as the poller, is made

@@ -182,16 +182,11 @@ func (h *host) invoke(c invocation) (string, error) {
 }
 
 // invokeInto runs the plugin with a file for its stdout.
-func (h *host) invokeInto(c invocation, stdout string) error {
+func (h *host) invokeInto(c invocation, stdout *os.File) error {
 	ctx, cancel := context.WithTimeout(context.Background(), invokeTimeout)
 	defer cancel()
-	f, err := os.OpenFile(stdout, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	cmd := h.command(ctx, c)
-	cmd.Stdout = f
+	cmd.Stdout = stdout
 	return cmd.Run()
 }
 

@@ -151,8 +151,8 @@ func (d *Daemon) Stop() {
 	}
 }
 
-// Fail makes a method ("AddPod", or "fds" for the fd socket) answer with err; nil
-// ends that.
+// Fail makes a method ("AddPod", or "fds" for the fd socket) answer with err
+// instead of doing its work, or after it ("AddPod:after"); nil ends that.
 func (d *Daemon) Fail(method string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -203,7 +203,11 @@ func (d *Daemon) inject(ctx context.Context, req any, info *grpc.UnaryServerInfo
 	if err := d.failure(method); err != nil {
 		return nil, err
 	}
-	return handler(ctx, req)
+	reply, err := handler(ctx, req)
+	if err := d.failure(method + ":after"); err != nil {
+		return nil, err
+	}
+	return reply, err
 }
 
 func (d *Daemon) failure(method string) error {
