@@ -99,7 +99,7 @@ func (n *Net) run() {
 		for _, q := range n.gateway {
 			add(q)
 		}
-		for _, p := range n.current() {
+		for _, p := range n.Pods() {
 			add(p.queue)
 		}
 		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
@@ -122,8 +122,8 @@ func (n *Net) run() {
 	}
 }
 
-// current are the pods there are now.
-func (n *Net) current() []*Pod {
+// Pods are the pods there are now.
+func (n *Net) Pods() []*Pod {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.pods
@@ -131,7 +131,7 @@ func (n *Net) current() []*Pod {
 
 func (n *Net) forward(b *frame.Batch, fromGateway bool) {
 	var h wire.Headers
-	pods := n.current() // later than the poll: a frame may be for a pod added since
+	pods := n.Pods() // later than the poll: a frame may be for a pod added since
 	for i := range b.Len() {
 		f := b.At(i)
 		if tap := n.tap.Load(); tap != nil {

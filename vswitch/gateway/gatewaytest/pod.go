@@ -1,6 +1,7 @@
 package gatewaytest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
 
 	"vswitch/vswitch/frame"
 	"vswitch/vswitch/gateway/link"
@@ -135,6 +137,38 @@ func (p *Pod) ListenUDP(addr netip.AddrPort) *gonet.UDPConn {
 	}
 	p.t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// Ping sends one echo request and returns the payload of the reply.
+func (p *Pod) Ping(ctx context.Context, dst netip.Addr, payload []byte) ([]byte, error) {
+	proto, request := icmp.ProtocolNumber4, byte(header.ICMPv4Echo)
+	if dst.Is6() {
+		proto, request = icmp.ProtocolNumber6, byte(header.ICMPv6EchoRequest)
+	}
+	var wq waiter.Queue
+	ep, terr := p.Stack.NewEndpoint(proto, protocolOf(dst), &wq)
+	if terr != nil {
+		return nil, errors.New(terr.String())
+	}
+	defer ep.Close()
+	entry, readable := waiter.NewChannelEntry(waiter.ReadableEvents)
+	wq.EventRegister(&entry)
+	defer wq.EventUnregister(&entry)
+	to := fullAddress(netip.AddrPortFrom(dst, 0))
+	message := append([]byte{request, 0, 0, 0, 0, 0, 0, 1}, payload...)
+	if _, terr := ep.Write(bytes.NewReader(message), tcpip.WriteOptions{To: &to}); terr != nil {
+		return nil, errors.New(terr.String())
+	}
+	select {
+	case <-readable:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	var reply bytes.Buffer
+	if _, terr := ep.Read(&reply, tcpip.ReadOptions{}); terr != nil {
+		return nil, errors.New(terr.String())
+	}
+	return reply.Bytes()[header.ICMPv4MinimumSize:], nil
 }
 
 // Refused reports whether err is what a reset gives.
