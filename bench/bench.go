@@ -12,7 +12,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -82,7 +81,7 @@ func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
 		return row
 	}
 	sides := []*Side{&row.Subject, &row.Baseline}
-	networks := make([]*network, 2)
+	networks, before := make([]*network, 2), make([]map[string]uint64, 2)
 	for i, name := range []string{s.Subject, s.Baseline} {
 		sides[i].System = name
 		n, err := open.network(ctx, s.network(name))
@@ -90,6 +89,9 @@ func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
 			return fail(name, err)
 		}
 		networks[i] = n
+		if before[i], err = n.drops(ctx); err != nil {
+			return fail(name+", drops", err)
+		}
 		if _, err := n.sample(ctx, &s, warmUp, o.Self); err != nil {
 			return fail(name+", warming up", err)
 		}
@@ -107,16 +109,25 @@ func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
 			row.Subject.System, row.format(a.Value), row.Baseline.System, row.format(b.Value), a.Value/b.Value)
 	}
 	row.summarize()
-	var err error
 	for i, n := range networks {
-		var e error
-		sides[i].Drops, e = n.drops(ctx)
-		err = errors.Join(err, e)
-	}
-	if err != nil {
-		return fail("drops", err)
+		after, err := n.drops(ctx)
+		if err != nil {
+			return fail(sides[i].System+", drops", err)
+		}
+		sides[i].Drops = increase(before[i], after)
 	}
 	return row
+}
+
+// increase is what was added to each counter; counters that stood still are left out.
+func increase(before, after map[string]uint64) map[string]uint64 {
+	more := map[string]uint64{}
+	for name, n := range after {
+		if n > before[name] {
+			more[name] = n - before[name]
+		}
+	}
+	return more
 }
 
 // opened keeps networks open between scenarios that share them.
@@ -130,7 +141,7 @@ func (o *opened) network(ctx context.Context, k networkKey) (*network, error) {
 		return n, nil
 	}
 	fmt.Fprintf(o.options.Progress, "  building %s\n", k)
-	n, err := openNetwork(ctx, k, o.options.BinDir)
+	n, err := openNetwork(ctx, k, o.options)
 	if err != nil {
 		return nil, err
 	}

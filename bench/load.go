@@ -156,7 +156,7 @@ func roundTrips(ctx context.Context, l *Load, e endpoints, d time.Duration, self
 	return withServer(ctx, e, server, serveReady, func() (measurement, error) {
 		out, err := e.client.Exec(ctx, lab.Command{Path: self, Args: []string{
 			"load", "rtt", "--protocol", strings.TrimSuffix(l.Kind, "-rtt"), "--to", netip.AddrPortFrom(e.to, loadPort).String(),
-			"--size", strconv.Itoa(l.SizeBytes), "--duration", d.String(), "--first-contact", "5s",
+			"--size", strconv.Itoa(l.SizeBytes), "--duration", d.String(), "--first-contact", "10s",
 		}})
 		if err != nil {
 			return measurement{}, err

@@ -45,7 +45,7 @@ type Side struct {
 	Value   Spread   `json:"value"`
 	// CPUSecondsPerGB is the median over the samples; 0 where no bytes are counted.
 	CPUSecondsPerGB float64 `json:"cpuSecondsPerGB,omitempty"`
-	// Drops by reason since the network was built, if the system counts them.
+	// Drops by reason during this row, if the system counts them.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 }
 
@@ -132,7 +132,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 	m := r.Machine
 	fmt.Fprintf(w, "%s, %d cores; Linux %s; commit %s; %s; %d pairs\n\n", m.CPU, m.Cores, m.Kernel, m.Commit, versions(m.Versions), r.Settings.Pairs)
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
-	fmt.Fprintln(t, "| row\t| subject\t| baseline\t| ratio, median\t| spread\t| goal\t| CPU s/GB\t|")
+	fmt.Fprintln(t, "| row\t| subject\t| baseline\t| ratio, median\t| spread\t| goal\t| CPU s/GB, both\t|")
 	fmt.Fprintln(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
 	for i := range r.Rows {
 		row := &r.Rows[i]

@@ -32,7 +32,7 @@ func systemNames() []string { return slices.Sorted(maps.Keys(systems)) }
 const openTimeout = 60 * time.Second
 
 // openNetwork builds a system's topology in a lab of its own.
-func openNetwork(ctx context.Context, k networkKey, binDir string) (*network, error) {
+func openNetwork(ctx context.Context, k networkKey, o Options) (*network, error) {
 	offload := lab.OffloadDefault
 	if k.underlay != "" {
 		var err error
@@ -41,13 +41,16 @@ func openNetwork(ctx context.Context, k networkKey, binDir string) (*network, er
 		}
 	}
 	// One family under the nodes makes the derived MTU the same everywhere.
-	l, err := lab.New(lab.Config{BinDir: binDir, MTUBytes: underlayMTU, NoIPv6: true, Offload: offload})
+	l, err := lab.New(lab.Config{BinDir: o.BinDir, MTUBytes: underlayMTU, NoIPv6: true, Offload: offload})
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, fmt.Errorf("not ready after %v", openTimeout))
 	defer cancel()
 	n, err := systems[k.system].open(ctx, l, k)
+	if err == nil {
+		err = errors.Join(checkMTU(k, n.client, n.server), n.reachable(ctx, o.Self))
+	}
 	if err != nil {
 		if said := l.Failures(20); said != "" {
 			err = fmt.Errorf("%w\n%s", err, said)
@@ -55,10 +58,17 @@ func openNetwork(ctx context.Context, k networkKey, binDir string) (*network, er
 		return nil, errors.Join(err, l.Close())
 	}
 	n.lab = l
-	if err := checkMTU(k, n.client, n.server); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
 	return n, nil
+}
+
+// reachable waits until the server can be reached from the client: routes reach
+// a node a moment after it is ready, and not every load tries twice.
+func (n *network) reachable(ctx context.Context, self string) error {
+	_, err := roundTrips(ctx, &Load{Kind: "udp-rtt"}, n.endpoints, time.Millisecond, self)
+	if err != nil {
+		return fmt.Errorf("the server can't be reached: %w", err)
+	}
+	return nil
 }
 
 // checkMTU keeps two sides from being compared at different packet sizes.

@@ -86,9 +86,13 @@ func (n *network) explain(w io.Writer) {
 		if lab.InUserNamespace() {
 			return fmt.Sprintf("nsenter -t %d -U -m --preserve-credentials nsenter --net=%s bash", os.Getpid(), s.Path)
 		}
-		return fmt.Sprintf("sudo nsenter --net=%s bash", s.Path)
+		return fmt.Sprintf("nsenter --net=%s bash", s.Path)
 	}
-	fmt.Fprintf(w, "\nThe network stays up. To enter a pod, a node, or the machine outside:\n")
+	who := "as root"
+	if lab.InUserNamespace() {
+		who = "as the user you are"
+	}
+	fmt.Fprintf(w, "\nThe network stays up. To enter a pod, a node, or the machine outside, %s:\n", who)
 	for _, p := range n.pods() {
 		fmt.Fprintf(w, "  %-8s %-16s %-24s %s\n", p.Spec.Name, p.IPv4, p.IPv6, enter(p.Namespace))
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // RunConfig is how a node's daemon is started.
@@ -75,7 +76,8 @@ func (n *Node) StoreURL() string {
 }
 
 // RunCluster starts a daemon on every node given: the first with an embedded
-// store open to the underlay, the others as its clients. args go to each.
+// store open to the underlay, the others as its clients. args go to each. It
+// returns once every node knows every other as ready.
 func RunCluster(ctx context.Context, nodes []*Node, args ...string) error {
 	for i, n := range nodes {
 		c := RunConfig{Store: "embedded", Args: append([]string{"--listen-client", n.StoreURL(), "--insecure"}, args...)}
@@ -86,7 +88,38 @@ func RunCluster(ctx context.Context, nodes []*Node, args ...string) error {
 			return err
 		}
 	}
+	for _, n := range nodes {
+		if err := n.waitNodes(ctx, len(nodes)); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// waitNodes waits until the node's daemon knows that many ready nodes.
+func (n *Node) waitNodes(ctx context.Context, want int) error {
+	for {
+		var rows []struct {
+			Ready bool `json:"ready"`
+		}
+		if err := n.Get(ctx, "nodes", &rows); err != nil {
+			return err
+		}
+		ready := 0
+		for _, r := range rows {
+			if r.Ready {
+				ready++
+			}
+		}
+		if ready >= want {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("lab: node %s knows %d ready nodes, not %d: %w", n.Host, ready, want, context.Cause(ctx))
+		}
+	}
 }
 
 // Vswitch runs a client command of vswitch against the node's daemon.

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -55,7 +56,11 @@ func EnterUserNamespace() (code int, second bool, err error) {
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+		// Should this run be killed, the second cleans up and ends.
+		Pdeathsig: syscall.SIGTERM,
 	}
+	runtime.LockOSThread() // Pdeathsig is about the thread that starts it
+	defer runtime.UnlockOSThread()
 
 	// ^C reaches the whole foreground group, the second run with it, and that one
 	// cleans up; other signals are passed on. Either way this one only waits.
