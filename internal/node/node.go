@@ -183,7 +183,7 @@ func (n *node) openTunnel() error {
 	// the queue does the work (package tap).
 	n.tunnel, err = vxlan.New(vxlan.Config{
 		Underlays: n.cfg.Underlay, Port: n.cfg.UDPPort, Sockets: n.cfg.Workers, VNI: vxlan.DefaultVNI,
-		MAC: mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, Log: n.log,
+		MAC: mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Log: n.log,
 	})
 	if err != nil {
 		return fmt.Errorf("--udp-port %d, --underlay %s: %w", n.cfg.UDPPort, join(n.cfg.Underlay), err)
@@ -199,6 +199,9 @@ func (n *node) openTunnel() error {
 
 func (n *node) openStore() error {
 	endpoints := n.cfg.Store.URLs
+	for _, u := range n.cfg.Store.InTheClear() {
+		n.log.Warn("the store is reached in clear text: whoever is on the way there owns the cluster", "addr", u)
+	}
 	if n.cfg.Store.Embedded() {
 		supervisor, err := embedded.Start(embedded.SupervisorConfig{
 			Store: embedded.Config{
@@ -226,11 +229,6 @@ func (n *node) openStore() error {
 	}
 	n.onClose(n.store.Close)
 	n.onClose(n.stopTasks) // they use the store
-	for _, u := range endpoints {
-		if strings.HasPrefix(u, "http://") {
-			n.log.Warn("the store is reached in clear text: whoever is between owns the cluster", "addr", u)
-		}
-	}
 	return nil
 }
 

@@ -72,7 +72,7 @@ func (q *Queue) readMessage(l *link, ms *members, b *frame.Batch, budget *int) b
 			return false
 		}
 		data := msg.Data[l.off:min(l.off+size, len(msg.Data))]
-		q.readDatagram(l, data, msg, m, b)
+		q.readDatagram(data, msg, m, b)
 		*budget -= len(data)
 		l.off += size
 		if l.off >= len(msg.Data) { // an empty datagram is one, too
@@ -83,7 +83,7 @@ func (q *Queue) readMessage(l *link, ms *members, b *frame.Batch, budget *int) b
 
 // readDatagram judges one datagram and puts what it holds into the batch, which
 // has room.
-func (q *Queue) readDatagram(l *link, data []byte, msg *udp.Message, m *member, b *frame.Batch) {
+func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.Batch) {
 	inner, reason := decapsulate(data, msg, m, &q.t.cfg.MAC)
 	var v frame.VNet
 	merges := false
@@ -91,7 +91,7 @@ func (q *Queue) readDatagram(l *link, data []byte, msg *udp.Message, m *member, 
 	// counts those it can't.
 	if reason == drop.None && wire.Parse(inner, &q.h) == drop.None {
 		if m.AnyPort {
-			v = metadataOf(inner, &q.h, msg.SegmentBytes, l.maxBytes)
+			v = metadataOf(inner, &q.h, msg.SegmentBytes, q.t.podMTU)
 		}
 		merges = !q.t.cfg.NoCoalesce
 		if merges && q.coalescer.Merge(inner, &q.h, &v, m.ID) {

@@ -21,7 +21,7 @@ import (
 //   - inner UDP super-frames in one datagram, for which UDP_GRO reports the inner
 //     segment size as if it were the outer one.
 //
-// What is missing is recovered here, or taken from the underlay's MTU. Seen with
+// What is missing is recovered here, or taken from the pods' MTU. Seen with
 // Linux 6.18; over a wire it does not happen, and vswitch nodes finish their
 // packets, so it is looked for only with members that are such devices (AnyPort).
 
@@ -43,9 +43,11 @@ func isUncut(data []byte) bool {
 }
 
 // metadataOf recovers the offload metadata of a packet whose headers are h.
-// segmentBytes is the size its message reported, maxBytes what the underlay carries.
-func metadataOf(inner []byte, h *wire.Headers, segmentBytes, maxBytes int) frame.VNet {
+// segmentBytes is the size its message reported, podMTU the longest packet that its
+// destination takes.
+func metadataOf(inner []byte, h *wire.Headers, segmentBytes, podMTU int) frame.VNet {
 	v, ok := offload.Partial(inner, h)
+	maxBytes := h.L3Off + podMTU
 	if !ok || maxBytes <= h.PayloadOff {
 		return v
 	}

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -50,6 +51,9 @@ type Config struct {
 	NoCoalesce bool
 	// UnderlayMTUBytes bounds outer IP packets; 0: the MTU of each underlay address's link.
 	UnderlayMTUBytes int
+	// PodMTUBytes is the MTU of this node's pods, which with more than one underlay
+	// may be less than what each leaves; 0: what the smallest leaves.
+	PodMTUBytes int
 	// BufferBytes sizes each socket's buffers; 0: udp.DefaultBufferBytes.
 	BufferBytes int
 	// Log gets state changes; nil: slog.Default().
@@ -99,8 +103,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("VNI %d: want 1 to %d", c.VNI, MaxVNI)
 	case c.MAC.IsZero() || c.MAC.IsMulticast():
 		return fmt.Errorf("VTEP MAC %v: want a unicast address", c.MAC)
-	case c.UnderlayMTUBytes < 0:
-		return fmt.Errorf("underlay MTU %d: want 0 or more", c.UnderlayMTUBytes)
+	case c.UnderlayMTUBytes < 0 || c.PodMTUBytes < 0:
+		return fmt.Errorf("MTU of underlay %d, of pods %d: want 0 or more", c.UnderlayMTUBytes, c.PodMTUBytes)
 	}
 	return nil
 }
@@ -108,6 +112,7 @@ func (c *Config) validate() error {
 // Tunnel is an open VXLAN end point.
 type Tunnel struct {
 	cfg     Config
+	podMTU  int // bytes
 	queues  []*Queue
 	ports   []uint16
 	members atomic.Pointer[members]
@@ -140,6 +145,10 @@ func New(cfg Config) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.podMTU = cfg.PodMTUBytes
+	if t.podMTU == 0 {
+		t.podMTU = smallestPodMTU(underlays)
+	}
 	conns, err := t.listen(underlays)
 	if err != nil {
 		return nil, err
@@ -153,6 +162,15 @@ func New(cfg Config) (*Tunnel, error) {
 		t.queues = append(t.queues, q)
 	}
 	return t, nil
+}
+
+// smallestPodMTU is the longest inner packet that every underlay carries.
+func smallestPodMTU(us []underlay) int {
+	mtu := math.MaxInt
+	for _, u := range us {
+		mtu = min(mtu, u.mtuBytes-Overhead(u.addr))
+	}
+	return mtu
 }
 
 func (t *Tunnel) underlays() ([]underlay, error) {
