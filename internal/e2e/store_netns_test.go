@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,21 +20,16 @@ import (
 
 // storePid is the process of a node's embedded store, which writes it down.
 func storePid(n *lab.Node) (int, error) {
-	files, err := filepath.Glob(filepath.Join(n.StateDir(), "store*", "*pid*"))
-	if more, _ := filepath.Glob(filepath.Join(n.StateDir(), "store*pid*")); err == nil {
-		files = append(files, more...)
+	path := filepath.Join(n.StateDir(), "store", "process.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return 0, err
-		}
-		digits := strings.FieldsFunc(string(b), func(r rune) bool { return r < '0' || r > '9' })
-		if len(digits) > 0 {
-			return strconv.Atoi(digits[0])
-		}
+	m := regexp.MustCompile(`"pid":\s*(\d+)`).FindSubmatch(b)
+	if m == nil {
+		return 0, fmt.Errorf("no pid in %s: %s", path, b)
 	}
-	return 0, fmt.Errorf("no pid file of the store under %s", n.StateDir())
+	return strconv.Atoi(string(m[1]))
 }
 
 // Must show 5: the store is stopped under traffic. A third node holds it, so
@@ -67,11 +64,15 @@ func TestStoreAway(t *testing.T) {
 			return sawAll(p.Namespace, "tcp", vip, "a1", "b1")
 		})
 	}
-	open, err := dialGreeting(c.a1.Namespace, netip.AddrPortFrom(web.ip(4), 7), "b1")
-	if err != nil {
-		t.Fatal(err)
+	connect := func() net.Conn {
+		conn, err := dialGreeting(c.a1.Namespace, netip.AddrPortFrom(web.ip(4), 7), "b1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
 	}
-	defer open.Close()
+	open := connect()
 
 	// The node with the store stops: its daemon first, so that nobody starts the
 	// store again, then the store.
@@ -123,6 +124,12 @@ func TestStoreAway(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		c.eventually("the restarted node forwards", func() error { return ping(c.a1, c.b1.IP(family), 1) })
 	}
+	// The flow table was in the old process's memory: a connection to a service is
+	// reset at once rather than left to hang, and a new one works.
+	if err := echoes(open, "anyone?"); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection from before the restart: %v, want a reset", err)
+	}
+	open = connect()
 	carries("restarted, store away")
 
 	// The store returns, and everything that waited happens.
