@@ -14,23 +14,30 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// compileNodes makes the tunnels to every other node. A pod prefix belongs to
-// one node: of two that claim overlapping ones this node itself comes first, then
-// vswitch nodes, whose claims the store has checked, then the lower name. What
-// loses is left out and named, as a prefix given to the wrong node would let it
-// speak for the other's pods.
+// compileNodes makes the tunnels to every other node. A pod prefix belongs to one
+// node, as does an underlay address and port: what loses is left out and named, as
+// a prefix given to the wrong node would let it speak for the other's pods. This
+// node comes first, then those that live: of a machine that was set up anew under
+// another name the former record stands for a day. Then vswitch nodes, whose claims
+// the store has checked, then the younger record.
 func (o *Objects) compileNodes() {
 	o.tunnels, o.tunnelProblems, o.underlays = nil, nil, map[netip.Addr]string{}
 	problem := func(node, format string, args ...any) {
 		o.tunnelProblems = append(o.tunnelProblems, Problem{Key{Kind: KindNode, Name: node}, fmt.Sprintf(format, args...)})
 	}
+	members := holders[tunnelClaim, TunnelKey]{}
 	var taken bart.Lite
 	for _, p := range o.self.ServiceCIDRs {
 		taken.Insert(p.Masked())
 	}
 	order := slices.SortedFunc(maps.Keys(o.nodes), func(a, b string) int {
-		return cmp.Or(-compareBool(a == o.self.Node, b == o.self.Node),
-			-compareBool(o.nodes[a].view.instance != "", o.nodes[b].view.instance != ""), cmp.Compare(a, b))
+		x, y := o.nodes[a], o.nodes[b]
+		return cmp.Or(
+			compareBool(b == o.self.Node, a == o.self.Node),
+			compareBool(o.Live(b), o.Live(a)),
+			compareBool(y.view.instance != "", x.view.instance != ""),
+			y.record.CreationTimestamp.Compare(x.record.CreationTimestamp.Time),
+			cmp.Compare(a, b))
 	})
 	for _, name := range order {
 		e := o.nodes[name]
@@ -57,19 +64,51 @@ func (o *Objects) compileNodes() {
 		if name == o.self.Node {
 			continue
 		}
-		tunnels, err := e.view.tunnels(&o.self)
-		if err != nil {
-			problem(name, "%v", err)
-			continue
+		tunnels, problems := e.view.tunnels(&o.self)
+		for _, p := range problems {
+			problem(name, "%s", p)
 		}
 		for _, t := range tunnels {
 			t.Prefixes = slices.DeleteFunc(slices.Clone(t.Prefixes), func(p netip.Prefix) bool { return !free[p] })
-			if len(t.Prefixes) > 0 {
+			if holder, ok := members.take(t.claims, t.TunnelKey); !ok {
+				problem(name, "its underlay address and port are those of %s", holder)
+			} else if len(t.Prefixes) > 0 {
 				o.tunnels = append(o.tunnels, t)
 			}
 		}
 	}
 	slices.SortFunc(o.tunnels, func(a, b Tunnel) int { return a.TunnelKey.compare(b.TunnelKey) })
+}
+
+// holders says by whom something that only one can have is held.
+type holders[C, K comparable] map[C]K
+
+// take gives key all of its claims, or none and the name of a holder.
+func (h holders[C, K]) take(claims func(func(C) bool), key K) (holder K, ok bool) {
+	for c := range claims {
+		if k, taken := h[c]; taken {
+			return k, false
+		}
+	}
+	for c := range claims {
+		h[c] = key
+	}
+	return key, true
+}
+
+// dropDoubles leaves out services that have what another has already. The store
+// lets no two have the same address or port; what comes from elsewhere may.
+func (o *Objects) dropDoubles(services []Service) []Service {
+	o.doubles = nil
+	taken := make(holders[serviceClaim, ServiceKey], len(services))
+	return slices.DeleteFunc(services, func(s Service) bool {
+		holder, ok := taken.take(s.claims, s.ServiceKey)
+		if !ok {
+			key := Key{KindService, s.Namespace, s.Name}
+			o.doubles = append(o.doubles, Problem{key, fmt.Sprintf("port %q: its address or node port is that of %s", s.PortName, holder)})
+		}
+		return !ok
+	})
 }
 
 // compileService makes the ports of one service, a Service for each port and
@@ -129,6 +168,9 @@ func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, proto Protoc
 		}
 	}
 	o.selected(e.record, func(pod *corev1.Pod) {
+		if pod.Status.Phase != corev1.PodRunning && !e.record.Spec.PublishNotReadyAddresses {
+			return
+		}
 		port, ok := targetPort(pod, p, proto)
 		if !ok {
 			e.problem(KeyOf(e.record), "port %q: pod %s/%s declares no %s port named %q; the label %s%s=NUMBER can",
@@ -177,9 +219,6 @@ func targetPort(pod *corev1.Pod, p *corev1.ServicePort, proto Protocol) (uint16,
 }
 
 func podCandidates(pod *corev1.Pod, publishNotReady bool, port uint16, ipv6 bool, add func(candidate)) {
-	if pod.Status.Phase != corev1.PodRunning && !publishNotReady {
-		return
-	}
 	terminating := pod.DeletionTimestamp != nil
 	serving := podReady(pod)
 	for _, a := range podAddrs(pod, ipv6) {

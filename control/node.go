@@ -209,14 +209,14 @@ func flannelDevice(annotations map[string]string, dataKey, ipKey string) (device
 }
 
 // tunnels are the tunnels from self to the node: a device is reached at its first
-// address of a family that self has too.
-func (v *nodeView) tunnels(self *Self) ([]Tunnel, error) {
-	var out []Tunnel
+// address of a family that self has too. What can't be reached is said in problems.
+func (v *nodeView) tunnels(self *Self) (out []Tunnel, problems []string) {
 	for _, d := range v.devices {
 		i := slices.IndexFunc(d.underlays, func(a netip.Addr) bool { return haveFamily(self.Underlays, a) })
 		if i < 0 {
-			return nil, fmt.Errorf("its underlay is %s, of a family this node (%s) has no underlay address of",
-				joinAddrs(d.underlays), joinAddrs(self.Underlays))
+			problems = append(problems, fmt.Sprintf("device %s has underlay %s, of a family this node (%s) has no underlay address of",
+				d.name, joinAddrs(d.underlays), joinAddrs(self.Underlays)))
+			continue
 		}
 		out = append(out, Tunnel{
 			TunnelKey: TunnelKey{Node: v.name, Device: d.name},
@@ -224,7 +224,7 @@ func (v *nodeView) tunnels(self *Self) ([]Tunnel, error) {
 			VNI: d.vni, MAC: d.mac, Prefixes: d.prefixes,
 		})
 	}
-	return out, nil
+	return out, problems
 }
 
 func (v *invalid) node(n *corev1.Node) {

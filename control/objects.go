@@ -45,6 +45,8 @@ type Objects struct {
 	tunnels        []Tunnel
 	tunnelProblems []Problem
 	underlays      map[netip.Addr]string // node by underlay address
+
+	doubles []Problem // services left out by the last State
 }
 
 type objectName struct{ namespace, name string }
@@ -132,7 +134,7 @@ func (o *Objects) Advance(now time.Time) {
 	for name, until := range o.lingering {
 		if !now.Before(until) {
 			delete(o.lingering, name)
-			o.dirtyEndpointsOn(name)
+			o.livenessChanged(name)
 		}
 	}
 }
@@ -172,7 +174,7 @@ func (o *Objects) Put(obj Object) {
 		if key.Kind == KindLease {
 			delete(o.lingering, key.Name)
 			o.leases[key.Name] = obj
-			o.dirtyEndpointsOn(key.Name)
+			o.livenessChanged(key.Name)
 		}
 	}
 }
@@ -238,9 +240,12 @@ func (o *Objects) All() []Object {
 	return out
 }
 
-// Live reports whether a node counts as live: it has a lease, or keeps none,
-// being run by something other than vswitch.
+// Live reports whether a node counts as live: it is this one, or has a lease, or
+// keeps none, being run by something other than vswitch.
 func (o *Objects) Live(node string) bool {
+	if node == o.self.Node {
+		return true
+	}
 	if _, ok := o.leases[node]; ok {
 		return true
 	}
@@ -267,12 +272,13 @@ func (o *Objects) State() State {
 		s.Services = append(s.Services, e.compiled...)
 	}
 	slices.SortFunc(s.Services, func(a, b Service) int { return a.ServiceKey.compare(b.ServiceKey) })
+	s.Services = o.dropDoubles(s.Services)
 	return s
 }
 
 // Problems are what State left out, sorted. Valid after State.
 func (o *Objects) Problems() []Problem {
-	out := slices.Clone(o.tunnelProblems)
+	out := slices.Concat(o.tunnelProblems, o.doubles)
 	for _, e := range o.services {
 		out = append(out, e.problems...)
 	}
@@ -293,12 +299,11 @@ func (o *Objects) leaseEnded(node string) {
 	if o.away || o.now.Before(o.doubt) {
 		o.lingering[node] = o.now.Add(LeaseGrace)
 	}
-	o.dirtyEndpointsOn(node)
+	o.livenessChanged(node)
 }
 
 func (o *Objects) nodeChanged(name string) {
-	o.nodesDirty = true
-	o.dirtyEndpointsOn(name)
+	o.livenessChanged(name)
 	// Whether a user's endpoint is a node's own address depends on all nodes.
 	for service := range o.sliceOf {
 		o.dirtyService(service)
@@ -311,7 +316,8 @@ func (o *Objects) dirtyService(n objectName) {
 	}
 }
 
-func (o *Objects) dirtyEndpointsOn(node string) {
+func (o *Objects) livenessChanged(node string) {
+	o.nodesDirty = true // of two that claim one thing the live one has it
 	for _, e := range o.services {
 		if e.dirty {
 			continue

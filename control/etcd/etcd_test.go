@@ -38,7 +38,7 @@ type server struct {
 
 func newServer(t *testing.T) *server {
 	t.Helper()
-	t.Parallel() // these tests mostly wait
+	t.Parallel()                         // these tests mostly wait
 	dir, err := os.MkdirTemp("", "etcd") // short: a socket's path goes below it
 	if err != nil {
 		t.Fatal(err)
