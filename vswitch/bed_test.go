@@ -43,7 +43,6 @@ const (
 type stubServices struct {
 	mu sync.Mutex
 	to map[netip.Addr]netip.AddrPort // by VIP; guarded by mu
-	r  drop.Reason                   // guarded by mu
 }
 
 func (s *stubServices) set(vip netip.Addr, ep netip.AddrPort) {

@@ -21,7 +21,7 @@ func (s *Store) deleteNode(ctx context.Context, name string) error {
 			return err
 		}
 		if !found {
-			return fmt.Errorf("Node %s: %w", name, control.ErrNotFound)
+			return fmt.Errorf("node %s: %w", name, control.ErrNotFound)
 		}
 		l, err := s.leaseOf(ctx, name)
 		if err != nil {

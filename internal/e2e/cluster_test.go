@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -112,15 +111,7 @@ func (c *cluster) eachPath(f func(t *testing.T, from, to *lab.Pod, family int)) 
 	}
 }
 
-// drops sums a reason's count over the ports of every node.
-func (c *cluster) drops(reason string) (n uint64) {
-	c.t.Helper()
-	for _, node := range c.nodes {
-		n += nodeDrops(c.t, node)[reason]
-	}
-	return n
-}
-
+// nodeDrops sums a node's drops by reason.
 func nodeDrops(t *testing.T, node *lab.Node) map[string]uint64 {
 	t.Helper()
 	var rows []struct {
@@ -276,13 +267,4 @@ func need(t *testing.T, programs ...string) {
 			t.Fatalf("%s is not installed: make test-deps", dir)
 		}
 	}
-}
-
-func mustJSON(t *testing.T, v any) string {
-	t.Helper()
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
