@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -36,7 +37,11 @@ func (d *daemon) addFlag(cmd *cobra.Command) {
 // call dials the daemon and makes one or more calls. What the API answers comes
 // back as its message alone.
 func (d *daemon) call(ctx context.Context, f func(*apiv1.Client) error) error {
-	c, err := apiv1.Dial(ctx, d.socket)
+	socket, err := filepath.Abs(d.socket)
+	if err != nil {
+		return fmt.Errorf("--socket %s: %w", d.socket, err)
+	}
+	c, err := apiv1.Dial(ctx, socket)
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("--socket %s: no daemon listens there; start vswitch run, or give the --socket that it was given", d.socket)

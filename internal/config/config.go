@@ -50,6 +50,17 @@ type Store struct {
 // Embedded reports whether this node runs the store itself.
 func (s *Store) Embedded() bool { return len(s.URLs) == 0 }
 
+// InTheClear are the URLs whose traffic leaves the host without TLS.
+func (s *Store) InTheClear() []string {
+	var out []string
+	for _, text := range s.URLs {
+		if u, err := url.Parse(text); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+			out = append(out, text)
+		}
+	}
+	return out
+}
+
 // Numbers we chose.
 const (
 	defaultUDPPort    = 8472 // flannel's and Linux's VXLAN port, not IANA's 4789
@@ -61,6 +72,9 @@ const (
 	maxWorkers        = 64
 	// Pods need IPv6's minimum (RFC 8200 section 5).
 	minMTUBytes, maxMTUBytes = 1280, 65535
+	// maxStateDirBytes leaves room for the embedded store's unix socket below it,
+	// in the 107 bytes a socket's path may have (unix(7)).
+	maxStateDirBytes = 107 - len("/store/store.sock")
 )
 
 func defaults() Config {
@@ -189,6 +203,9 @@ func isLoopback(host string) bool {
 func (c *Config) validatePaths() error {
 	if err := apiv1.CheckSocketPath(c.SocketPath); err != nil {
 		return fmt.Errorf("--socket %s: %w; want a shorter path", c.SocketPath, err)
+	}
+	if n := len(c.StateDir); c.Store.Embedded() && n > maxStateDirBytes {
+		return fmt.Errorf("--state-dir %s: %d bytes; want %d at most, for the embedded store's unix socket below it", c.StateDir, n, maxStateDirBytes)
 	}
 	return nil
 }

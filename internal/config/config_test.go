@@ -173,6 +173,7 @@ func TestBadValues(t *testing.T) {
 		{"socket empty", []string{"--socket="}, []string{"--socket", `""`, "want a path"}},
 		{"socket too long", []string{"--socket=/" + strings.Repeat("x", 120)}, []string{"--socket", "121 bytes", "shorter"}},
 		{"state-dir empty", []string{"--state-dir="}, []string{"--state-dir", `""`, "want a path"}},
+		{"state-dir too long for a socket below it", []string{"--state-dir=/" + strings.Repeat("x", 90)}, []string{"--state-dir", "91 bytes", "90 at most"}},
 		{"listen-client no URL", []string{"--listen-client=2379"}, []string{"--listen-client", `"2379"`, "http://ADDR:PORT"}},
 		{"listen-client a name", []string{"--listen-client=http://etcd.example:2379"}, []string{"--listen-client", "etcd.example", "ADDR one of this host's"}},
 		{"listen-client off loopback in clear text", []string{"--listen-client=http://192.0.2.1:2379"},

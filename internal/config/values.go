@@ -145,7 +145,7 @@ func parseListen(s string) (string, error) {
 	if err != nil {
 		return "", errors.New(want)
 	}
-	if _, err := netip.ParseAddr(u.Hostname()); err != nil && u.Hostname() != "localhost" {
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil {
 		return "", errors.New(want)
 	}
 	return s, nil

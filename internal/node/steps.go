@@ -15,6 +15,7 @@ import (
 	"vswitch/control"
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/control/ipam"
+	"vswitch/control/snapshot"
 	"vswitch/control/statefile"
 	"vswitch/internal/attach"
 	"vswitch/internal/fdpass"
@@ -49,14 +50,14 @@ func vtepMAC(instance string) frame.MAC {
 }
 
 func (n *node) openController() error {
-	objects := snapshot(n.state.file(snapshotFile))
+	path := n.state.file(snapshotFile)
 	n.controller = control.NewController(control.ControllerConfig{
 		Self:      control.Self{Node: n.cfg.Node, Underlays: n.cfg.Underlay, ServiceCIDRs: n.cfg.ServiceCIDR},
 		Dataplane: n.dataplane,
-		Save:      objects.save,
+		Save:      func(objs []control.Object) error { return snapshot.Save(path, objs) },
 		Log:       n.log,
 	})
-	kept, err := objects.load()
+	kept, err := snapshot.Load(path)
 	if err != nil {
 		n.log.Error("last good state is lost; waiting for the store", "err", err)
 	}
