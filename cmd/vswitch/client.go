@@ -94,6 +94,9 @@ func newApply() *cobra.Command {
 		Short: "Create or change Services, EndpointSlices and Nodes from YAML",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(files) == 0 {
+				return errors.New("apply: no -f FILE; want a file of objects, or - for standard input")
+			}
 			objs, err := readFiles(cmd.InOrStdin(), files)
 			if err != nil {
 				return err

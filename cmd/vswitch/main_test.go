@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	apiv1 "vswitch/control/api/v1"
+)
+
+// run is the command as typed, with what it printed.
+func run(t *testing.T, stdin string, args ...string) (string, error) {
+	t.Helper()
+	root := newRoot()
+	var out bytes.Buffer
+	root.SetOut(&out)
+	root.SetErr(&out)
+	root.SetIn(strings.NewReader(stdin))
+	root.SetArgs(args)
+	err := root.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+// fakeDaemon answers with what the test put there, and remembers what it was asked.
+type fakeDaemon struct {
+	apiv1.UnimplementedNodeServer
+	rows    map[string][]string
+	applied []string
+	deleted []string
+}
+
+func (f *fakeDaemon) Get(_ context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {
+	reply := &apiv1.GetReply{}
+	for _, row := range f.rows[r.Kind] {
+		reply.Rows = append(reply.Rows, []byte(row))
+	}
+	return reply, nil
+}
+
+func (f *fakeDaemon) Apply(_ context.Context, r *apiv1.ApplyRequest) (*apiv1.ApplyReply, error) {
+	reply := &apiv1.ApplyReply{}
+	for _, d := range r.Documents {
+		f.applied = append(f.applied, string(d))
+		reply.Results = append(reply.Results, &apiv1.ObjectResult{Kind: "Service", Namespace: "default", Name: "web", Change: apiv1.Change_CHANGE_CREATED})
+	}
+	return reply, nil
+}
+
+func (f *fakeDaemon) Delete(_ context.Context, r *apiv1.DeleteRequest) (*apiv1.DeleteReply, error) {
+	if r.Name == "missing" {
+		return nil, status.Error(codes.NotFound, "Service default/missing: not found")
+	}
+	f.deleted = append(f.deleted, fmt.Sprint(r.Kind, " ", r.Namespace, "/", r.Name))
+	return &apiv1.DeleteReply{}, nil
+}
+
+func (f *fakeDaemon) Version(context.Context, *apiv1.VersionRequest) (*apiv1.VersionReply, error) {
+	return &apiv1.VersionReply{Version: "v9", GoVersion: "go1", Node: "a", Pid: 7}, nil
+}
+
+// serve puts f on a socket.
+func serve(t *testing.T, f *fakeDaemon) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "v.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	apiv1.RegisterNodeServer(s, f)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() { s.Stop(); <-done })
+	return socket
+}
+
+func TestGetPrintsTables(t *testing.T) {
+	f := &fakeDaemon{rows: map[string][]string{
+		"nodes":     {`{"name":"a","podCIDRs":["10.244.0.0/24","fd00::/64"],"underlay":"192.0.2.1","udpPorts":[8472,8473],"vni":1,"vtepMAC":"02:00:00:00:00:01","ready":true}`},
+		"services":  {`{"name":"web","namespace":"default","type":"NodePort","clusterIPs":["10.96.0.1"],"ports":[{"port":80,"nodePort":30080,"protocol":"TCP"},{"port":53,"protocol":"UDP"}]}`},
+		"endpoints": {`{"name":"web","namespace":"default","addressType":"IPv4","ports":[{"port":8080,"protocol":"TCP"}],"endpoints":[{"addresses":["10.244.0.2"],"conditions":{"ready":true}},{"addresses":["10.244.0.3"],"conditions":{"ready":false}}]}`},
+		"drops":     {`{"name":"spoofed-ip","pod":"default/p","node":"a","count":12345678901}`},
+		"pods":      nil,
+	}}
+	socket := serve(t, f)
+	tests := map[string]string{
+		"nodes": "NAME  READY  POD CIDRS                UNDERLAY   UDP PORTS  VNI  VTEP MAC\n" +
+			"a     true   10.244.0.0/24,fd00::/64  192.0.2.1  8472,8473  1    02:00:00:00:00:01\n",
+		"services": "NAMESPACE  NAME  TYPE      CLUSTER IPS  PORTS\n" +
+			"default    web   NodePort  10.96.0.1    80:30080/TCP,53/UDP\n",
+		"endpoints": "NAMESPACE  NAME  TYPE  PORTS     ENDPOINTS\n" +
+			"default    web   IPv4  8080/TCP  10.244.0.2,10.244.0.3(not serving new)\n",
+		"drops": "REASON      POD        NODE  PORT  COUNT\n" +
+			"spoofed-ip  default/p  a     -     12345678901\n",
+		"pods": "NAMESPACE  NAME  NODE  IPS  MAC  CONTAINER\n",
+	}
+	for kind, want := range tests {
+		got, err := run(t, "", "get", kind, "--socket", socket)
+		if err != nil || got != want {
+			t.Errorf("get %s: %v\n%s\nwant\n%s", kind, err, got, want)
+		}
+	}
+}
+
+func TestGetPrintsJSONAndYAML(t *testing.T) {
+	f := &fakeDaemon{rows: map[string][]string{"drops": {`{"name":"no-route","pod":"","node":"a","count":1}`, `{"name":"too-big","pod":"","node":"a","count":2}`}}}
+	socket := serve(t, f)
+	out, err := run(t, "", "get", "drops", "-o", "json", "--socket", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []struct {
+		Name  string
+		Count int
+	}
+	if err := json.Unmarshal([]byte(out), &rows); err != nil || len(rows) != 2 || rows[1].Name != "too-big" || rows[1].Count != 2 {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := run(t, "", "get", "pods", "-o", "json", "--socket", socket); err != nil || strings.TrimSpace(out) != "[]" {
+		t.Errorf("nothing as JSON: %q, %v", out, err)
+	}
+	out, err = run(t, "", "get", "drops", "-o", "yaml", "--socket", socket)
+	if err != nil || !strings.Contains(out, "- count: 1\n  name: no-route\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+const objects = `
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: missing, namespace: other}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+`
+
+func TestApplySendsEveryDocument(t *testing.T) {
+	f := &fakeDaemon{}
+	socket := serve(t, f)
+	file := filepath.Join(t.TempDir(), "web.yaml")
+	if err := os.WriteFile(file, []byte(objects), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ stdin, file string }{{"", file}, {objects, "-"}} {
+		f.applied = nil
+		out, err := run(t, tt.stdin, "apply", "-f", tt.file, "--socket", socket)
+		if err != nil || out != "service/web created\nservice/web created\n" || len(f.applied) != 2 {
+			t.Errorf("-f %s: %v, said %q, sent %v", tt.file, err, out, f.applied)
+		}
+	}
+}
+
+func TestDelete(t *testing.T) {
+	f := &fakeDaemon{}
+	socket := serve(t, f)
+	out, err := run(t, "", "delete", "service", "web", "-n", "other", "--socket", socket)
+	if err != nil || out != "service/web deleted\n" || f.deleted[0] != "service other/web" {
+		t.Errorf("%v, said %q, asked %v", err, out, f.deleted)
+	}
+	f.deleted = nil
+	out, err = run(t, objects, "delete", "-f", "-", "--socket", socket)
+	if out != "service/web deleted\n" || len(f.deleted) != 1 || err == nil || err.Error() != "Service default/missing: not found" {
+		t.Errorf("%v, said %q, asked %v; want one deleted and the other's error, bare", err, out, f.deleted)
+	}
+}
+
+func TestVersionWithAndWithoutDaemon(t *testing.T) {
+	socket := serve(t, &fakeDaemon{})
+	if out, err := run(t, "", "version", "--socket", socket); err != nil || !strings.Contains(out, "daemon v9 go1, node a, pid 7") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := run(t, "", "version", "--socket", socket+".none"); err != nil || !strings.Contains(out, "no daemon listens") || !strings.HasPrefix(out, "vswitch ") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestBadCommandLines(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none.sock")
+	file := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {prots: []}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"frobnicate"}, []string{`unknown command "frobnicate"`}},
+		{[]string{"run", "extra"}, []string{`unknown command "extra"`}},
+		{[]string{"run", "--udp-port", "0"}, []string{"--udp-port", `"0"`, "1 to 65535"}},
+		{[]string{"run", "--listen-client", "http://192.0.2.1:2379"}, []string{"--listen-client http://192.0.2.1:2379", "--insecure"}},
+		{[]string{"get"}, []string{"want one of nodes, pods"}},
+		{[]string{"get", "widgets"}, []string{"get widgets", "want one of nodes, pods"}},
+		{[]string{"get", "nodes", "pods"}, []string{"get nodes pods", "want one of"}},
+		{[]string{"get", "nodes", "-o", "xml"}, []string{`-o "xml"`, "table, json or yaml"}},
+		{[]string{"get", "nodes", "--socket", none}, []string{"--socket " + none, "no daemon listens there", "vswitch run"}},
+		{[]string{"apply"}, []string{"no -f FILE"}},
+		{[]string{"apply", "-f", "/nonexistent.yaml"}, []string{"-f /nonexistent.yaml", "no such file"}},
+		{[]string{"apply", "-f", file}, []string{"-f " + file, "prots"}},
+		{[]string{"delete"}, []string{"want -f FILE, or KIND NAME"}},
+		{[]string{"delete", "service"}, []string{"1 arguments", "want -f FILE, or KIND NAME"}},
+		{[]string{"delete", "-f", file, "service", "web"}, []string{"want -f FILE, or KIND NAME"}},
+	}
+	for _, tt := range tests {
+		_, err := run(t, "", tt.args...)
+		if err == nil {
+			t.Errorf("%v: no error", tt.args)
+			continue
+		}
+		for _, w := range tt.want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%v: message %q lacks %q", tt.args, err, w)
+			}
+		}
+	}
+}
+
+func TestHelpHidesTheStoreAndShowsTheRest(t *testing.T) {
+	out, err := run(t, "", "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"run", "apply", "delete", "get", "version", "completion"} {
+		if !strings.Contains(out, "\n  "+name+" ") {
+			t.Errorf("help lacks %s:\n%s", name, out)
+		}
+	}
+	if strings.Contains(out, "\n  store ") {
+		t.Errorf("help shows store:\n%s", out)
+	}
+}
+
+func TestCompletionKnowsTheKinds(t *testing.T) {
+	out, err := run(t, "", "__complete", "get", "")
+	if err != nil || !strings.Contains(out, "nodes\n") || !strings.Contains(out, "drops\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
