@@ -18,7 +18,7 @@ const (
 	defaultSessionsPerPod     = 4096             // UDP and echo
 	defaultIngressConnections = 16384            // over all node ports
 	defaultHostSockets        = 1024             // shared by all UDP and echo sessions; a goroutine each
-	defaultRingPackets        = 2048             // a queue's; at 64 KiB each far more than a switch lets stand
+	defaultRingPackets        = 1024             // a queue's: 64 MiB at most, of super-frames
 	defaultDialTimeout        = 10 * time.Second // Linux retries a SYN at 1, 3 and 7 s
 	defaultTCPIdle            = 24 * time.Hour   // as kube-proxy sets nf_conntrack_tcp_timeout_established
 	defaultTCPHalfClosedIdle  = time.Hour        // as kube-proxy sets nf_conntrack_tcp_timeout_close_wait
@@ -70,8 +70,8 @@ type Config struct {
 	NodePortRetry time.Duration
 
 	// EndpointGone is told when a service stops sending to an endpoint, so that
-	// the owner of the flow table can delete flows. It is called from PutService
-	// and DeleteService. Nil: nobody asks.
+	// the owner of the flow table can delete flows. PutService and DeleteService
+	// call it, and it must call neither. Nil: nobody asks.
 	EndpointGone func(Gone)
 
 	// Caps; zero means the default.
@@ -80,7 +80,7 @@ type Config struct {
 	SessionsPerPod     int // UDP and echo through the host, 4,096
 	IngressConnections int // TCP and UDP through node ports, all services: 16,384
 	HostSockets        int // UDP and ping sockets opened for pods, 1,024
-	RingPackets        int // packets waiting for one switch worker, 2,048
+	RingPackets        int // packets waiting for one switch worker, 1,024
 
 	// Time limits; zero means the default.
 	DialTimeout       time.Duration // 10 s

@@ -321,3 +321,44 @@ func TestIdleConnectionsAreEnded(t *testing.T) {
 	g.sweep(g.tick.Load() + ticksOf(time.Minute) + 1)
 	eventually(t, "half-closed connection ended", func() bool { return g.Stats().EgressOpen == 0 })
 }
+
+// A pod that opens connections and never finishes the handshake holds what its
+// cap allows and nothing of other pods.
+func TestSYNFloodStaysWithinItsPod(t *testing.T) {
+	const cap = 8
+	g, n := start(t, func(c *Config) { c.HalfOpenPerPod = cap })
+	fam := families[0]
+	to := hostServer(t, fam, echo)
+	f := frame.New()
+	flood := func() (dropped int) {
+		for port := range uint16(2000) {
+			f.Set(wiretest.Packet{
+				Src: netip.MustParseAddr("10.244.1.66"), Dst: to.Addr(), Proto: wire.ProtoTCP, Flags: wire.SYN,
+				Seq: uint32(port), SrcPort: 10000 + port, DstPort: to.Port(),
+			}.Frame())
+			switch r := n.Inject(f); r {
+			case drop.ConnectionCap:
+				dropped++
+			case drop.None:
+			default:
+				t.Fatal(r)
+			}
+		}
+		return dropped
+	}
+	if dropped := flood(); dropped != 2000-cap {
+		t.Errorf("%d of 2,000 SYNs dropped, want all but %d", dropped, cap)
+	}
+	other := n.Pod(pod4.String())
+	c, err := other.DialTCP(soon(t), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	exchange(t, c, 1<<10)
+	g.usage.mu.Lock()
+	defer g.usage.mu.Unlock()
+	if held := len(g.usage.pods[wire.AddrFrom(netip.MustParseAddr("10.244.1.66"))].pending); held != cap {
+		t.Errorf("the flooding pod holds %d connections under way, want %d", held, cap)
+	}
+}

@@ -15,10 +15,10 @@
 //	link/        frames in and out of the netstack: rings, offload, checksums
 //	stack.go     the netstack's settings
 //	inbound.go   what becomes of a frame from a pod
-//	session.go   one UDP or echo flow
 //	policy.go    where pods may go, and whose address is kept
 //	egress.go    TCP of pods to the world
-//	relay.go     UDP and echo, both ways
+//	relay.go     UDP and echo: sessions and the host sockets they share
+//	relay_out.go, relay_in.go  their two ways
 //	nodeport.go  host ports that are open for services
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined

@@ -71,7 +71,7 @@ type Gone struct {
 	Endpoint uint64
 	Service  ServiceKey
 	Protocol uint8
-	VIPs     []netip.Addr
+	VIPs     []netip.Addr // of the endpoint's family, by which nothing goes to it any more
 	Port     uint16
 	// Removed: the service no longer lists the endpoint at all, ready or not.
 	Removed bool
@@ -272,19 +272,24 @@ func (s *Service) backends(v6, localOnly bool) backends {
 	return b
 }
 
-// endpointsGone lists what prev sent to and next does not; either may be nil.
-// The same pod at another port counts as gone: its flows lead nowhere.
+// place is an endpoint as flows see it. The same pod at another port is another
+// place: the flows to the first lead nowhere.
+type place struct {
+	addr netip.Addr
+	port uint16
+	id   uint64
+}
+
+// endpointsGone lists what prev sent to and next does not; either may be nil. An
+// endpoint that stays is gone all the same for a VIP that does not.
 func endpointsGone(prev, next *Service) []Gone {
 	if prev == nil {
 		return nil
 	}
-	type place struct {
-		addr netip.Addr
-		port uint16
-		id   uint64
-	}
 	ready, listed := make(map[place]bool), make(map[uint64]bool)
+	var vips []netip.Addr // that stay
 	if next != nil && next.Protocol == prev.Protocol && next.Port == prev.Port {
+		vips = next.VIPs
 		for _, e := range next.Endpoints {
 			listed[e.ID] = true
 			if e.Ready {
@@ -294,11 +299,20 @@ func endpointsGone(prev, next *Service) []Gone {
 	}
 	var gone []Gone
 	for _, e := range prev.Endpoints {
-		if e.Ready && !ready[place{e.Addr, e.Port, e.ID}] {
-			gone = append(gone, Gone{
-				Endpoint: e.ID, Service: prev.ServiceKey, Protocol: prev.Protocol,
-				VIPs: prev.VIPs, Port: prev.Port, Removed: !listed[e.ID],
-			})
+		if !e.Ready {
+			continue
+		}
+		stays := ready[place{e.Addr, e.Port, e.ID}]
+		g := Gone{
+			Endpoint: e.ID, Service: prev.ServiceKey, Protocol: prev.Protocol, Port: prev.Port, Removed: !listed[e.ID],
+		}
+		for _, a := range prev.VIPs {
+			if a.Is6() == e.Addr.Is6() && !(stays && slices.Contains(vips, a)) {
+				g.VIPs = append(g.VIPs, a)
+			}
+		}
+		if !stays || g.VIPs != nil {
+			gone = append(gone, g)
 		}
 	}
 	return gone

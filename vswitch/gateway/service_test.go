@@ -175,57 +175,57 @@ func TestServicesThatCanNotBeAreRefused(t *testing.T) {
 }
 
 func TestEndpointsGoneAreReported(t *testing.T) {
-	var got []Gone
-	g := newTestGateway(t, func(c *Config) { c.EndpointGone = func(e Gone) { got = append(got, e) } })
-	s := web(3)
-	s.Protocol = wire.ProtoUDP
-	ids := func(removed bool) []uint64 {
-		var ids []uint64
-		for _, e := range got {
-			if e.Removed == removed && e.Port == 80 && slices.Equal(e.VIPs, s.VIPs) {
-				ids = append(ids, e.Endpoint)
+	var got []string
+	g := newTestGateway(t, func(c *Config) {
+		c.EndpointGone = func(e Gone) {
+			if e.Port != 80 || e.Protocol != wire.ProtoUDP || e.Service.Name != "web" {
+				t.Errorf("reported %+v", e)
 			}
+			got = append(got, fmt.Sprintf("%d %v removed=%v", e.Endpoint, e.VIPs, e.Removed))
 		}
-		slices.Sort(ids)
-		got = nil
-		return slices.Compact(ids)
+	})
+	all := web(3).Endpoints // 100, 101, 102; of each one IPv4 and one IPv6
+	unready := func(es []Endpoint) []Endpoint {
+		es = slices.Clone(es)
+		for i := range es {
+			es[i].Ready = false
+		}
+		return es
 	}
-	put := func(s Service) {
-		t.Helper()
-		if err := g.PutService(s); err != nil {
+	elsewhere := slices.Clone(all[4:])
+	elsewhere[0].Port, elsewhere[1].Port = 9090, 9090
+	both := []netip.Addr{vip4, vip6}
+	for _, step := range []struct {
+		name      string
+		vips      []netip.Addr
+		endpoints []Endpoint
+		want      []string
+	}{
+		{"first seen", both, all, nil},
+		{"unchanged", both, all, nil},
+		{"one removed", both, all[2:], []string{"100 [10.96.0.80] removed=true", "100 [fd00:10:96::80] removed=true"}},
+		{"one not ready, IPv4 alone", both, append(unready(all[2:3]), all[3:]...), []string{"101 [10.96.0.80] removed=false"}},
+		{"a VIP gone", []netip.Addr{vip4}, append(unready(all[2:3]), all[3:]...),
+			[]string{"101 [fd00:10:96::80] removed=false", "102 [fd00:10:96::80] removed=false"}},
+		{"another port", []netip.Addr{vip4}, elsewhere,
+			[]string{"101 [] removed=true", "102 [10.96.0.80] removed=false", "102 [] removed=false"}},
+		{"deleted", nil, nil, []string{"102 [10.96.0.80] removed=true", "102 [] removed=true"}},
+	} {
+		got = nil
+		s := web(0)
+		s.Protocol, s.VIPs, s.Endpoints = wire.ProtoUDP, step.vips, step.endpoints
+		var err error
+		if step.vips == nil {
+			err = g.DeleteService(s.ServiceKey)
+		} else {
+			err = g.PutService(s)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	put(s)
-	put(s)
-	if got != nil {
-		t.Fatalf("reported %+v though nothing went away", got)
-	}
-	removed := s
-	removed.Endpoints = s.Endpoints[2:]
-	put(removed)
-	if ids := ids(true); !slices.Equal(ids, []uint64{100}) {
-		t.Errorf("endpoint 100 was removed, reported %v", ids)
-	}
-	unready := removed
-	unready.Endpoints = slices.Clone(removed.Endpoints)
-	unready.Endpoints[0].Ready, unready.Endpoints[1].Ready = false, false
-	put(unready)
-	if ids := ids(false); !slices.Equal(ids, []uint64{101}) {
-		t.Errorf("endpoint 101 is not ready, reported %v", ids)
-	}
-	moved := unready
-	moved.Endpoints = slices.Clone(unready.Endpoints)
-	for i := range moved.Endpoints {
-		moved.Endpoints[i].Port = 9090
-	}
-	put(moved)
-	if ids := ids(false); !slices.Equal(ids, []uint64{102}) {
-		t.Errorf("endpoint 102 has another port, reported %v", ids)
-	}
-	g.DeleteService(s.ServiceKey)
-	if ids := ids(true); !slices.Equal(ids, []uint64{102}) {
-		t.Errorf("the service was deleted, reported %v", ids)
+		if !slices.Equal(got, step.want) {
+			t.Errorf("%s: reported %q, want %q", step.name, got, step.want)
+		}
 	}
 }
 
