@@ -321,7 +321,7 @@ func (m *Manager) Died(port string, cause error) {
 		if e.Port != port || e.State != Attached {
 			continue
 		}
-		m.cfg.Log.Warn("pod's device is gone", "pod", e.podName(), "port", port, "err", cause)
+		m.cfg.Log.Info("pod's device is gone", "pod", e.podName(), "port", port, "err", cause)
 		if err := m.detach(e); err != nil {
 			m.cfg.Log.Warn("pod detached with errors", "pod", e.podName(), "err", err)
 		}

@@ -166,6 +166,9 @@ func (n *node) openTables() error {
 }
 
 func (n *node) openTunnel() error {
+	if n.cfg.UnderlayNote != "" {
+		n.log.Info("underlay address chosen", "addr", join(n.cfg.Underlay), "by", n.cfg.UnderlayNote)
+	}
 	mac := vtepMAC(n.instance)
 	mtu, err := vxlan.PodMTU(n.cfg.Underlay...)
 	if err != nil {
