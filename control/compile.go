@@ -47,7 +47,9 @@ func (o *Objects) compileNodes() {
 		}
 		for _, d := range e.view.devices {
 			for _, a := range d.underlays {
-				o.underlays[a] = name
+				if other, ok := o.underlays[a]; !ok || name < other {
+					o.underlays[a] = name
+				}
 			}
 		}
 		free := map[netip.Prefix]bool{}
@@ -114,7 +116,7 @@ func (o *Objects) dropDoubles(services []Service) []Service {
 // compileService makes the ports of one service, a Service for each port and
 // family, with their endpoints.
 func (o *Objects) compileService(e *serviceEntry) {
-	e.compiled, e.problems = nil, nil
+	e.compiled, e.problems, e.nodes = nil, nil, map[string]bool{}
 	s := e.record
 	if isHeadless(&s.Spec) {
 		return
@@ -159,6 +161,7 @@ type candidate struct {
 func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, proto Protocol, ipv6 bool) []Endpoint {
 	found := map[netip.AddrPort]candidate{}
 	add := func(c candidate) {
+		e.nodes[c.Node] = true
 		if !o.Live(c.Node) {
 			c.Ready, c.Serving = false, false
 		}
@@ -192,9 +195,11 @@ func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, proto Protoc
 }
 
 // better decides between two records of one address and port: a ready one, then
-// the younger, as the other is a leftover of its predecessor.
+// the younger, as the other is a leftover of its predecessor. The rest makes the
+// choice independent of the order in which the records are met.
 func better(a, b candidate) bool {
-	return cmp.Or(compareBool(a.Ready, b.Ready), a.created.Compare(b.created), cmp.Compare(a.ID, b.ID)) > 0
+	return cmp.Or(compareBool(a.Ready, b.Ready), a.created.Compare(b.created), compareBool(a.Serving, b.Serving),
+		compareBool(b.Terminating, a.Terminating), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node)) > 0
 }
 
 // fallBack lets endpoints that terminate but still serve take connections if

@@ -65,6 +65,7 @@ type serviceEntry struct {
 	dirty    bool
 	compiled []Service
 	problems []Problem
+	nodes    map[string]bool // those whose liveness was looked at
 }
 
 // Problem is something an object asks for that is not done, and why.
@@ -319,12 +320,7 @@ func (o *Objects) dirtyService(n objectName) {
 func (o *Objects) livenessChanged(node string) {
 	o.nodesDirty = true // of two that claim one thing the live one has it
 	for _, e := range o.services {
-		if e.dirty {
-			continue
-		}
-		e.dirty = slices.ContainsFunc(e.compiled, func(s Service) bool {
-			return slices.ContainsFunc(s.Endpoints, func(p Endpoint) bool { return p.Node == node })
-		})
+		e.dirty = e.dirty || e.nodes[node]
 	}
 }
 

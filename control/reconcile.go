@@ -4,15 +4,18 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"vswitch/vswitch/frame"
 )
 
 // Reconciler brings a Dataplane to a wanted State and keeps it there.
 //
 // It is a step function: Want and Sync say what is wanted, Step does what can be
-// done now and says when to be called again. What it believes to be
-// programmed is what the Dataplane confirmed. After a call that failed it
-// believes only that something with that key may be there, so that it is put
-// again while it is wanted and deleted once it is not.
+// done now and says when to be called again. What it believes to be programmed is
+// what the Dataplane confirmed. Of a key whose Put failed it believes that it may
+// still hold what it held, in no form that is right: it is put again while it is
+// wanted, and deleted once it is not. After a few failures it is deleted first, as
+// it may stand in its own way, or with another key each in the other's.
 //
 // Three things keep a bad list from becoming an outage. Nothing is deleted until
 // Sync has been called once. A Sync that would delete more than half of the
@@ -37,9 +40,13 @@ type Reconciler struct {
 }
 
 type failure struct {
-	wait time.Duration
-	next time.Time
+	count int
+	wait  time.Duration
+	next  time.Time
 }
+
+// deleteFirst is how many times a Put fails before what it replaces is deleted.
+const deleteFirst = 3
 
 // Defaults of ReconcilerConfig.
 const (
@@ -91,13 +98,14 @@ func (r *Reconciler) Sync(s State, now time.Time) {
 	r.log.Warn("list would remove more than half; holding deletions", "tunnels", len(tunnels), "services", len(services), "grace", r.cfg.Grace)
 }
 
-// missing are the keys programmed that are no longer wanted.
+// missing are the keys programmed whose deletion could wait.
 func (r *Reconciler) missing() (tunnels []TunnelKey, services []ServiceKey) {
 	for _, c := range Diff(r.have, r.want) {
-		switch c.Op {
-		case DeleteTunnel:
+		switch {
+		case c.Collides:
+		case c.Op == DeleteTunnel:
 			tunnels = append(tunnels, c.Tunnel.TunnelKey)
-		case DeleteService:
+		case c.Op == DeleteService:
 			services = append(services, c.Service.ServiceKey)
 		}
 	}
@@ -176,7 +184,7 @@ func (r *Reconciler) forget(changes []Change) {
 
 func (r *Reconciler) failed(c Change, now time.Time, err error) time.Time {
 	f := r.failures[c.key()]
-	if f.wait == 0 {
+	if f.count++; f.count == 1 {
 		r.log.Error("dataplane refused a change; retrying", "change", c.String(), "err", err)
 	}
 	f.wait = min(max(2*f.wait, r.cfg.BackoffMin), r.cfg.BackoffMax)
@@ -187,16 +195,23 @@ func (r *Reconciler) failed(c Change, now time.Time, err error) time.Time {
 
 // apply makes one call and records what it did, or that it may have.
 func (r *Reconciler) apply(c Change) error {
+	if !c.deletes() && r.failures[c.key()].count >= deleteFirst {
+		d := c
+		d.Op = map[Op]Op{PutTunnel: DeleteTunnel, PutService: DeleteService}[c.Op]
+		if err := r.apply(d); err != nil {
+			return err
+		}
+	}
 	var err error
 	switch c.Op {
 	case PutTunnel:
 		if err = r.dp.PutTunnel(c.Tunnel); err != nil {
-			c.Tunnel = Tunnel{TunnelKey: c.Tunnel.TunnelKey}
+			c.Tunnel = r.doubtTunnel(c.Tunnel.TunnelKey)
 		}
 		r.have.Tunnels = upsert(r.have.Tunnels, c.Tunnel, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare)
 	case PutService:
 		if err = r.dp.PutService(c.Service); err != nil {
-			c.Service = Service{ServiceKey: c.Service.ServiceKey}
+			c.Service = r.doubtService(c.Service.ServiceKey)
 		}
 		r.have.Services = upsert(r.have.Services, c.Service, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare)
 	case DeleteTunnel:
@@ -209,6 +224,31 @@ func (r *Reconciler) apply(c Change) error {
 		}
 	}
 	return err
+}
+
+// doubtTunnel is what a key may hold after a Put that failed: the addresses and
+// prefixes it had, and a MAC that no tunnel can have, so that it equals nothing.
+func (r *Reconciler) doubtTunnel(key TunnelKey) Tunnel {
+	t := Tunnel{TunnelKey: key}
+	for i := range r.have.Tunnels {
+		if r.have.Tunnels[i].TunnelKey == key {
+			t = r.have.Tunnels[i]
+		}
+	}
+	t.MAC = frame.Broadcast
+	return t
+}
+
+// doubtService is the same for a service; no service has a negative affinity.
+func (r *Reconciler) doubtService(key ServiceKey) Service {
+	s := Service{ServiceKey: key}
+	for i := range r.have.Services {
+		if r.have.Services[i].ServiceKey == key {
+			s = r.have.Services[i]
+		}
+	}
+	s.Affinity = -1
+	return s
 }
 
 func (c *Change) deletes() bool { return c.Op == DeleteTunnel || c.Op == DeleteService }
