@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,6 +35,8 @@ const (
 	sweepInterval = 10 * time.Second
 	// expiryRounds ticks of 100 ms pass between two looks at the same flow.
 	expiryRounds = 100
+	// resolveTimeout bounds the look-up of the store's host name.
+	resolveTimeout = 2 * time.Second
 	// maxDeaths is how many queues may die before the first is looked at: all of
 	// 110 pods, Kubernetes' limit of a node, with eight queues each.
 	maxDeaths = 1024
@@ -182,7 +187,7 @@ func (n *node) startForwarding() error {
 		Queues: n.cfg.Workers, MTUBytes: n.mtuBytes, MAC: vswitch.GatewayMAC,
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
-		IsLocalPod: n.dataplane.isLocalPod, IsNode: n.dataplane.isNode,
+		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, IsNode: n.dataplane.isNode,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	})
 	if err != nil {
@@ -213,6 +218,38 @@ func (n *node) startForwarding() error {
 	}
 	_, err = sw.AddPort(tunnelPort)
 	return err
+}
+
+// storePlaces are where nodes reach the store over the network, which pods must
+// not: whoever can write to it owns every node. A host name that can't be
+// resolved now is denied by its port alone, at the nodes.
+func (n *node) storePlaces() []netip.AddrPort {
+	urls := n.cfg.Store.URLs
+	if n.cfg.Store.ListenClient != "" {
+		urls = []string{n.cfg.Store.ListenClient}
+	}
+	var places []netip.AddrPort
+	for _, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil {
+			continue // validated before
+		}
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(n.ctx, resolveTimeout)
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+		cancel()
+		if err != nil {
+			n.log.Warn("the store's address is not known: pods are kept from its port at nodes only", "addr", u.Host, "err", err)
+			addrs = []netip.Addr{netip.IPv4Unspecified()}
+		}
+		for _, a := range addrs {
+			places = append(places, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+		}
+	}
+	return places
 }
 
 // death is a port whose device or socket has gone.

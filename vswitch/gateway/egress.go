@@ -44,7 +44,7 @@ func (g *Gateway) admitSYN(forwarder *tcp.Forwarder, id stack.TransportEndpointI
 		return false
 	}
 	k := keyOf(id)
-	if _, ok := g.policy.egress(k.Dst.Netip()); !ok { // judged already, unless it came in fragments
+	if _, ok := g.policy.egressTCP(addrPort(&k.Dst, k.DstPort)); !ok { // judged already, unless it came in fragments
 		return false
 	}
 	switch g.usage.reserve(&k) {
@@ -107,7 +107,7 @@ var errForbidden = errors.New("destination is not served")
 
 // dialHost connects from the host to where a pod's packets to dst go.
 func (g *Gateway) dialHost(dst netip.AddrPort) (*net.TCPConn, error) {
-	to, ok := g.policy.egress(dst.Addr())
+	to, ok := g.policy.egressTCP(dst)
 	if !ok {
 		return nil, errForbidden
 	}

@@ -63,7 +63,7 @@ func (g *Gateway) judgeTCP(f *frame.Frame, h *wire.Headers) drop.Reason {
 	if !h.HasL4 || h.TCPFlags&(wire.SYN|wire.ACK|wire.RST) != wire.SYN {
 		return drop.None
 	}
-	if _, ok := g.policy.egress(h.Dst.Netip()); !ok {
+	if _, ok := g.policy.egressTCP(addrPort(&h.Dst, h.DstPort)); !ok {
 		g.counters.egressForbidden.Add(1)
 		g.refuser.refuse(f.Bytes(), h, adminProhibited)
 		return drop.EgressDenied

@@ -85,6 +85,25 @@ func (p *policy) egress(dst netip.Addr) (netip.Addr, bool) {
 	return dst, true
 }
 
+// egressTCP is egress for a connection, whose port counts too.
+func (p *policy) egressTCP(dst netip.AddrPort) (netip.Addr, bool) {
+	to, ok := p.egress(dst.Addr())
+	if !ok {
+		return to, false
+	}
+	for _, d := range p.cfg.DeniedTCP {
+		if d.Port() == dst.Port() && (d.Addr() == to || p.onNode(to)) {
+			return netip.Addr{}, false
+		}
+	}
+	return to, true
+}
+
+// onNode reports whether a belongs to this host or to another node.
+func (p *policy) onNode(a netip.Addr) bool {
+	return a.IsLoopback() || p.cfg.IsNode != nil && p.cfg.IsNode(a) || slices.Contains(p.own(), a)
+}
+
 // router is the node's router address of a family.
 func (p *policy) router(v6 bool) (netip.Addr, bool) {
 	if v6 {
