@@ -49,7 +49,8 @@ func newPodConn(ep tcpip.Endpoint, wq *waiter.Queue) *podConn {
 // errReset stands for every way in which a connection breaks.
 var errReset = errors.New("connection broken")
 
-// wait returns when the events may have come. Register once, before the first try.
+// eventWait is a registration for events of a connection; its channel holds one
+// token, so that an event between a try and the wait for it is not missed.
 type eventWait struct {
 	entry waiter.Entry
 	ch    chan struct{}

@@ -28,7 +28,6 @@ var (
 type stackDouble struct {
 	packets int
 	last    []byte
-	checked bool
 }
 
 func (d *stackDouble) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
