@@ -12,15 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
-
-	"vswitch/control"
 	"vswitch/control/statefile"
 	"vswitch/internal/fdstore"
-	"vswitch/tap"
-	"vswitch/vswitch"
-	"vswitch/vswitch/fib"
 	"vswitch/vswitch/frame"
 )
 
@@ -172,101 +165,6 @@ func (m *Manager) sameInterface(k Key) *entry {
 	return nil
 }
 
-// Attach takes the queues that belong to a token and opens the pod's port. It
-// owns fds, whatever it returns. After an error the attachment and its token are
-// as before.
-func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.byToken(token)
-	switch {
-	case m.leases == nil || m.closed:
-		closeAll(fds)
-		return ErrNotReady
-	case e == nil:
-		closeAll(fds)
-		return ErrToken
-	case len(fds) != e.Queues:
-		closeAll(fds)
-		return fmt.Errorf("%d queues for %s, want %d", len(fds), e.podName(), e.Queues)
-	}
-	before := e.Attachment
-	// The store keeps duplicates; the ones passed are the queues'.
-	if err := m.cfg.FDs.Put(e.storeName(), fds); err != nil {
-		closeAll(fds)
-		return err
-	}
-	if err := m.open(e, fds, f); err != nil {
-		return errors.Join(err, m.cfg.FDs.Remove(e.storeName()))
-	}
-	if err := m.save(); err != nil {
-		err = errors.Join(err, m.detach(e))
-		e.State, e.Token = before.State, before.Token
-		return err
-	}
-	m.cfg.Log.Info("pod attached", "pod", e.podName(), "port", e.Port, "addr", e.Addrs, "mac", e.MAC, "queues", len(fds), "features", f.String())
-	return nil
-}
-
-func (m *Manager) byToken(token string) *entry {
-	if token == "" {
-		return nil
-	}
-	for _, e := range m.byKey {
-		if e.Token == token {
-			return e
-		}
-	}
-	return nil
-}
-
-// open makes a port of the queues and routes the pod's addresses to it, in an
-// order that is closed until all is in place: the port's guards come with it, and
-// nothing reaches it before its routes. It owns fds.
-func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
-	queues, err := m.openQueues(fds, f)
-	if err != nil {
-		return err
-	}
-	port, err := m.cfg.Ports.AddPort(vswitch.PortConfig{
-		Kind: vswitch.PortPod, Name: e.Port, MAC: e.MAC, Addrs: e.Addrs,
-		MTUBytes: e.MTUBytes, Queues: queues,
-	})
-	if err != nil {
-		return err
-	}
-	for _, a := range e.Addrs {
-		m.cfg.Routes.SetHost(a, fib.NextHop{Kind: fib.Port, Index: port})
-	}
-	e.port, e.State, e.Token, e.Plain = port, Attached, "", f&tap.VNet == 0
-	m.cfg.Publisher.PublishPod(m.Record(&e.Attachment))
-	return nil
-}
-
-// Record is what the cluster is told of an attached pod.
-func (m *Manager) Record(a *Attachment) *corev1.Pod {
-	return control.NewPod(control.PodInfo{
-		Node: m.cfg.Node, Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID, Labels: a.Pod.Labels,
-		ContainerID: a.ContainerID, Interface: a.Ifname, Addrs: a.Addrs, MAC: a.MAC,
-	})
-}
-
-func (m *Manager) openQueues(fds []int, f tap.Features) ([]vswitch.Queue, error) {
-	var queues []vswitch.Queue
-	for i, fd := range fds {
-		q, err := m.cfg.OpenQueue(fd, f)
-		if err != nil {
-			closeAll(fds[i:])
-			for _, q := range queues {
-				err = errors.Join(err, q.Close())
-			}
-			return nil, err
-		}
-		queues = append(queues, q)
-	}
-	return queues, nil
-}
-
 // Delete removes an attachment in any state and frees its addresses. One that
 // isn't there is no error.
 func (m *Manager) Delete(k Key) error {
@@ -294,38 +192,6 @@ func (m *Manager) remove(e *entry) error {
 		err = errors.Join(err, m.save())
 	}
 	return err
-}
-
-// detach takes an attachment's routes, port, flows and descriptors away.
-func (m *Manager) detach(e *entry) error {
-	var errs []error
-	if e.State == Attached {
-		for _, a := range e.Addrs {
-			m.cfg.Routes.DeleteHost(a)
-		}
-		errs = append(errs, m.cfg.Ports.RemovePort(e.port))
-		m.cfg.Forget(e.Addrs)
-	}
-	m.cfg.Publisher.UnpublishPod(control.PodKey(m.cfg.Node, e.ContainerID, e.Ifname))
-	errs = append(errs, m.cfg.FDs.Remove(e.storeName()))
-	e.State, e.Token = Detached, newToken()
-	return errors.Join(errs...)
-}
-
-// Died is told that a port's device is gone. The attachment stays, detached,
-// until it is deleted or its namespace is seen to be gone.
-func (m *Manager) Died(port string, cause error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, e := range m.byKey {
-		if e.Port != port || e.State != Attached {
-			continue
-		}
-		m.cfg.Log.Info("pod's device is gone", "pod", e.podName(), "port", port, "err", cause)
-		if err := m.detach(e); err != nil {
-			m.cfg.Log.Warn("pod detached with errors", "pod", e.podName(), "err", err)
-		}
-	}
 }
 
 // Get finds one attachment, without its token.
@@ -413,13 +279,6 @@ func (e *entry) podName() string { return e.Pod.Namespace + "/" + e.Pod.Name }
 // storeName is the name of the queues in the fd store.
 func (e *entry) storeName() string { return "tap/" + e.ContainerID + "/" + e.Ifname }
 
-func featuresOf(e *entry) tap.Features {
-	if e.Plain {
-		return 0
-	}
-	return tap.VNet | tap.CSUM | tap.TSO4 | tap.TSO6
-}
-
 // newToken is 128 random bits: who has it may hand in the queues.
 func newToken() string {
 	var b [16]byte
@@ -431,10 +290,4 @@ func newMAC() frame.MAC {
 	var b [6]byte
 	rand.Read(b[:])
 	return frame.LocalMAC(b)
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
 }
