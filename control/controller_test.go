@@ -49,10 +49,12 @@ func (d *lockedDataplane) has(name string) bool {
 
 type running struct {
 	*Controller
-	dp    *lockedDataplane
-	saved [][]Object
+	dp   *lockedDataplane
+	stop func()
+
+	mu    sync.Mutex // guards what follows
+	saves [][]Object
 	fail  error // of the next saves
-	stop  func()
 }
 
 // runController runs one in the test's bubble.
@@ -61,8 +63,10 @@ func runController(t *testing.T, restore ...Object) *running {
 	r.Controller = NewController(ControllerConfig{
 		Self: testSelf, Dataplane: r.dp, Log: discard(),
 		Save: func(objs []Object) error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			if r.fail == nil {
-				r.saved = append(r.saved, objs)
+				r.saves = append(r.saves, objs)
 			}
 			return r.fail
 		},
@@ -81,11 +85,23 @@ func runController(t *testing.T, restore ...Object) *running {
 	return r
 }
 
+func (r *running) saved() [][]Object {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.saves)
+}
+
+func (r *running) failSaves(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fail = err
+}
+
 func (r *running) lastSaved() []Object {
-	if len(r.saved) == 0 {
-		return nil
+	if s := r.saved(); len(s) > 0 {
+		return s[len(s)-1]
 	}
-	return r.saved[len(r.saved)-1]
+	return nil
 }
 
 func simple(t *testing.T, name, ip string) Object {
@@ -111,7 +127,7 @@ func TestControllerForwardsFromItsSnapshot(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if !c.dp.has("web") || len(c.saved) != 0 {
+		if !c.dp.has("web") || len(c.saved()) != 0 {
 			t.Error("an hour without a source changed something")
 		}
 
@@ -165,14 +181,14 @@ func TestControllerSavesNowAndThen(t *testing.T) {
 			time.Sleep(saveInterval / 20)
 		}
 		synctest.Wait()
-		if n := len(c.saved); n < 4 || n > 7 {
+		if n := len(c.saved()); n < 4 || n > 7 {
 			t.Errorf("%d saves in five intervals", n)
 		}
-		c.fail = errors.New("disk full")
+		c.failSaves(errors.New("disk full"))
 		c.Update([]Object{simple(t, "db", "10.96.0.20")}, nil)
 		time.Sleep(2 * saveInterval)
 		synctest.Wait()
-		c.fail = nil
+		c.failSaves(nil)
 		c.Update([]Object{simple(t, "last", "10.96.0.21")}, nil)
 		c.stop()
 		if n := len(c.lastSaved()); n != 3 {

@@ -41,6 +41,7 @@ type Objects struct {
 	slices    map[Key]*discoveryv1.EndpointSlice
 	sliceOf   map[objectName]map[Key]*discoveryv1.EndpointSlice
 
+	slicesDirty    bool // services with slices are to be compiled anew
 	nodesDirty     bool // the three below are to be computed anew
 	tunnels        []Tunnel
 	tunnelProblems []Problem
@@ -264,6 +265,12 @@ func (o *Objects) State() State {
 		o.compileNodes()
 		o.nodesDirty = false
 	}
+	if o.slicesDirty {
+		for service := range o.sliceOf {
+			o.dirtyService(service)
+		}
+		o.slicesDirty = false
+	}
 	s := State{Tunnels: slices.Clone(o.tunnels)}
 	for _, e := range o.services {
 		if e.dirty {
@@ -305,10 +312,7 @@ func (o *Objects) leaseEnded(node string) {
 
 func (o *Objects) nodeChanged(name string) {
 	o.livenessChanged(name)
-	// Whether a user's endpoint is a node's own address depends on all nodes.
-	for service := range o.sliceOf {
-		o.dirtyService(service)
-	}
+	o.slicesDirty = true // whether a user's endpoint is a node's own address depends on all nodes
 }
 
 func (o *Objects) dirtyService(n objectName) {
@@ -322,121 +326,6 @@ func (o *Objects) livenessChanged(node string) {
 	for _, e := range o.services {
 		e.dirty = e.dirty || e.nodes[node]
 	}
-}
-
-func (o *Objects) putService(s *corev1.Service) {
-	e := &serviceEntry{record: s, dirty: true}
-	o.services[objectName{s.Namespace, s.Name}] = e
-	m := o.inspace[s.Namespace]
-	if m == nil {
-		m = map[string]*serviceEntry{}
-		o.inspace[s.Namespace] = m
-	}
-	m[s.Name] = e
-}
-
-func (o *Objects) addPod(key Key, p *corev1.Pod) {
-	o.pods[key] = p
-	for t := range podTerms(p) {
-		m := o.podIndex[t]
-		if m == nil {
-			m = map[Key]*corev1.Pod{}
-			o.podIndex[t] = m
-		}
-		m[key] = p
-	}
-	o.dirtySelecting(p)
-}
-
-func (o *Objects) removePod(key Key) {
-	p := o.pods[key]
-	if p == nil {
-		return
-	}
-	delete(o.pods, key)
-	for t := range podTerms(p) {
-		m := o.podIndex[t]
-		if delete(m, key); len(m) == 0 {
-			delete(o.podIndex, t)
-		}
-	}
-	o.dirtySelecting(p)
-}
-
-func (o *Objects) dirtySelecting(p *corev1.Pod) {
-	for _, e := range o.inspace[p.Namespace] {
-		if !e.dirty && selects(e.record.Spec.Selector, p.Labels) {
-			e.dirty = true
-		}
-	}
-}
-
-// selected calls f for every pod that a service's selector matches. It walks the
-// shortest of the lists of pods that carry one of the selector's labels.
-func (o *Objects) selected(s *corev1.Service, f func(*corev1.Pod)) {
-	if len(s.Spec.Selector) == 0 {
-		return // no selector selects nothing: the endpoints are the user's
-	}
-	var shortest map[Key]*corev1.Pod
-	first := true
-	for k, v := range s.Spec.Selector {
-		m := o.podIndex[labelTerm{s.Namespace, k, v}]
-		if first || len(m) < len(shortest) {
-			shortest, first = m, false
-		}
-	}
-	for _, p := range shortest {
-		if selects(s.Spec.Selector, p.Labels) {
-			f(p)
-		}
-	}
-}
-
-func (o *Objects) addSlice(key Key, s *discoveryv1.EndpointSlice) {
-	o.slices[key] = s
-	service := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
-	m := o.sliceOf[service]
-	if m == nil {
-		m = map[Key]*discoveryv1.EndpointSlice{}
-		o.sliceOf[service] = m
-	}
-	m[key] = s
-	o.dirtyService(service)
-}
-
-func (o *Objects) removeSlice(key Key) {
-	s := o.slices[key]
-	if s == nil {
-		return
-	}
-	delete(o.slices, key)
-	service := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
-	m := o.sliceOf[service]
-	if delete(m, key); len(m) == 0 {
-		delete(o.sliceOf, service)
-	}
-	o.dirtyService(service)
-}
-
-func podTerms(p *corev1.Pod) func(func(labelTerm) bool) {
-	return func(yield func(labelTerm) bool) {
-		for k, v := range p.Labels {
-			if !yield(labelTerm{p.Namespace, k, v}) {
-				return
-			}
-		}
-	}
-}
-
-// selects reports whether every label of a selector is among labels. The empty
-// selector of a service selects nothing.
-func selects(selector, labels map[string]string) bool {
-	for k, v := range selector {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return len(selector) > 0
 }
 
 func sortObjects(objs []Object) {

@@ -34,6 +34,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -234,14 +235,30 @@ func (s *Store) wrap(err error) error {
 		return fmt.Errorf("%w: it is full (its quota is used up) and takes no writes: %v", control.ErrUnavailable, err)
 	case errors.Is(err, context.Canceled):
 		return err
-	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable:
-		return fmt.Errorf("%w (%s): %v", control.ErrUnavailable, strings.Join(s.cfg.Endpoints, ","), err)
 	}
+	code := status.Code(err)
 	var etcdErr rpctypes.EtcdError
-	if errors.As(err, &etcdErr) && (etcdErr.Code() == codes.Unavailable || etcdErr.Code() == codes.DeadlineExceeded) {
-		return fmt.Errorf("%w (%s): %v", control.ErrUnavailable, strings.Join(s.cfg.Endpoints, ","), err)
+	if errors.As(err, &etcdErr) {
+		code = etcdErr.Code()
+	}
+	if errors.Is(err, context.DeadlineExceeded) || code == codes.DeadlineExceeded || code == codes.Unavailable {
+		return fmt.Errorf("%w (%s): %v", control.ErrUnavailable, strings.Join(s.cfg.Endpoints, ","), s.cause(err))
 	}
 	return fmt.Errorf("store: %w", err)
+}
+
+// cause finds out why a request took too long: the client waits for a connection
+// and does not say what keeps it from having one. A request that does not wait is
+// refused with the reason.
+func (s *Store) cause(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	kv := etcdserverpb.NewKVClient(s.client.ActiveConnection())
+	_, probe := kv.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(s.cfg.Prefix), CountOnly: true}, grpc.WaitForReady(false))
+	if status.Code(probe) == codes.Unavailable {
+		return errors.New(status.Convert(probe).Message())
+	}
+	return err
 }
 
 // final reports whether trying again can't help.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	corev1 "k8s.io/api/core/v1"
 
 	"vswitch/control"
@@ -165,6 +166,20 @@ func TestAStoreThatIsAwaySaysSo(t *testing.T) {
 			t.Errorf("%s: %v, want ErrUnavailable", name, err)
 		}
 	}
+}
+
+// A full store (its quota used up) is one that does not take writes now (case 57).
+func TestAFullStoreSaysSo(t *testing.T) {
+	st, err := New(Config{Endpoints: []string{"http://192.0.2.1:2379"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	err = st.wrap(rpctypes.ErrNoSpace)
+	if !errors.Is(err, control.ErrUnavailable) {
+		t.Errorf("%v, want ErrUnavailable", err)
+	}
+	wantError(t, err, "full", "quota")
 }
 
 func second[T any](_ T, err error) error { return err }
