@@ -11,7 +11,7 @@ BINARIES := vswitch vswitch-cni vswitch-bench vswitch-demo
 
 # gcc is for the race detector alone: the binaries are built without cgo.
 TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool gcc libc6-dev
-BENCH_PACKAGES := iperf3 ethtool
+BENCH_PACKAGES := iperf3 sockperf openvswitch-switch passt slirp4netns nftables ethtool
 STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
 # Time for each fuzz target in test-long; length of a soak.
