@@ -31,13 +31,10 @@ type limiter struct {
 }
 
 func (l *limiter) allow(tick uint32) bool {
-	if tick != l.tick || l.tick == 0 {
+	if tick != l.tick {
 		refill := min(uint64(tick-l.tick)*answersPerTick, answersBurst)
-		if l.tick == 0 {
-			refill = answersBurst
-		}
 		l.tokens = min(l.tokens+uint32(refill), answersBurst)
-		l.tick = max(tick, 1)
+		l.tick = tick
 	}
 	if l.tokens == 0 {
 		return false

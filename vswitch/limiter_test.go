@@ -3,7 +3,7 @@ package vswitch
 import "testing"
 
 func TestLimiterBurstThenRate(t *testing.T) {
-	var l limiter
+	l := limiter{tokens: answersBurst}
 	take := func(tick uint32) (n int) {
 		for l.allow(tick) {
 			n++
@@ -14,7 +14,7 @@ func TestLimiterBurstThenRate(t *testing.T) {
 		tick uint32
 		want int
 	}{
-		{5, answersBurst}, {5, 0}, {6, answersPerTick}, {6, 0},
+		{0, answersBurst}, {0, 0}, {5, answersBurst}, {5, 0}, {6, answersPerTick}, {6, 0},
 		{1000, answersBurst}, {1001, answersPerTick},
 	} {
 		if got := take(step.tick); got != step.want {

@@ -103,6 +103,9 @@ func newPort(id uint32, c *PortConfig) *port {
 		counters: make([]counters, len(c.Queues)),
 		answers:  make([]limiter, len(c.Queues)),
 	}
+	for i := range p.answers {
+		p.answers[i].tokens = answersBurst
+	}
 	if c.Kind == PortPod {
 		p.owner = OwnerID(c.Name)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,8 @@ type Config struct {
 	FIB      *fib.Table
 	Flows    *flow.Table
 	Services Services
+	// NoPolling makes idle workers block at once: less power, more latency.
+	NoPolling bool
 	// QueueDied is told of a queue whose device or socket is gone; it may call
 	// RemovePort from another goroutine. Nil: nobody asks.
 	QueueDied func(portName string, err error)
@@ -58,9 +61,11 @@ type Switch struct {
 	cfg     Config
 	start   time.Time
 	workers []*worker
-	facts   atomic.Pointer[facts]
-	gateway atomic.Pointer[port] // the gateway port, when there is one
-	tunnel  atomic.Pointer[port] // the tunnel port, when there is one
+	// pollSlots is how many more workers may poll at this moment.
+	pollSlots atomic.Int32
+	facts     atomic.Pointer[facts]
+	gateway   atomic.Pointer[port] // the gateway port, when there is one
+	tunnel    atomic.Pointer[port] // the tunnel port, when there is one
 
 	// ports is indexed by port id; nil where none is. Workers load it once per
 	// batch; changes publish a copy.
@@ -82,6 +87,9 @@ func New(cfg Config) (*Switch, error) {
 		return nil, errors.New("vswitch: FIB, Flows and Services must be given")
 	}
 	s := &Switch{cfg: cfg, start: time.Now()}
+	if !cfg.NoPolling {
+		s.pollSlots.Store(int32(max(1, runtime.NumCPU()/2)))
+	}
 	s.facts.Store(&facts{})
 	s.ports.Store(new([]*port))
 	for i := range cfg.Workers {

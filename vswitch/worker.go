@@ -36,6 +36,7 @@ type worker struct {
 	wakeFD int
 	tick   uint32 // the switch's, as of this wake-up
 
+	poller poller
 	polled []polled // by epoll slot; a slot whose queue is nil is free
 	batch  *frame.Batch
 	ports  []*port // the snapshot, loaded once per batch
@@ -83,6 +84,7 @@ func newWorker(s *Switch, id int) (*worker, error) {
 	}
 	return &worker{
 		id: id, sw: s, epfd: epfd, wakeFD: wakeFD,
+		poller: poller{slots: &s.pollSlots},
 		polled: make([]polled, 1),
 		batch:  frame.NewBatch(frame.BatchFrames),
 		rng:    rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
@@ -90,15 +92,13 @@ func newWorker(s *Switch, id int) (*worker, error) {
 	}, nil
 }
 
-// run is the worker's thread. It blocks in epoll_wait through the runtime's
-// Syscall, which lets go of the P: a raw blocking call would hold up the garbage
-// collector.
+// run is the worker's thread.
 func (w *worker) run() {
 	runtime.LockOSThread()
 	defer close(w.done)
 	events := make([]unix.EpollEvent, epollEvents)
 	for {
-		n, err := unix.EpollWait(w.epfd, events, -1)
+		n, err := w.wait(events)
 		if err == unix.EINTR {
 			continue
 		}

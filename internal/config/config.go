@@ -32,6 +32,7 @@ type Config struct {
 	HostPorts    bool // open NodePorts on the host
 	Workers      int  // forwarding threads, and so queues of a pod
 	Offload      bool // segmentation offload towards the underlay
+	Polling      bool // idle workers look again for a while before they block
 	SocketPath   string
 	StateDir     string
 	ConfigFile   string
@@ -87,6 +88,7 @@ func defaults() Config {
 		HostPorts:   true,
 		Workers:     min(runtime.NumCPU(), maxDefaultWorkers),
 		Offload:     true,
+		Polling:     true,
 	}
 }
 

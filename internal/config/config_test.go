@@ -59,7 +59,7 @@ func TestRunAloneIsComplete(t *testing.T) {
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		NodeBitsV4:  24, NodeBitsV6: 64,
-		HostPorts: true, Workers: c.Workers, Offload: true,
+		HostPorts: true, Workers: c.Workers, Offload: true, Polling: true,
 		SocketPath: "/run/vswitch/vswitch.sock", StateDir: "/var/lib/vswitch",
 		UnderlayNote: "default route",
 	}
@@ -101,6 +101,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "host-ports", value: "false", got: func(c *Config) any { return c.HostPorts }, want: false},
 		{name: "workers", value: "3", got: func(c *Config) any { return c.Workers }, want: 3},
 		{name: "offload", value: "off", got: func(c *Config) any { return c.Offload }, want: false},
+		{name: "power", value: "eco", got: func(c *Config) any { return c.Polling }, want: false},
 	}
 	tested := map[string]bool{"config": true}
 	for _, tt := range tests {

@@ -68,6 +68,7 @@ func (l *Loader) register() {
 	flag("host-ports", &c.HostPorts, "serve NodePorts on this host's addresses")
 	add("workers", value[int]{&c.Workers, "N", parseInt(1, maxWorkers, "a number of threads"), strconv.Itoa}, "`N` forwarding threads, and queues of each pod")
 	add("offload", value[bool]{&c.Offload, "MODE", parseOffload, formatOffload}, "UDP segmentation `MODE` towards the underlay: auto or off")
+	add("power", value[bool]{&c.Polling, "MODE", parsePower, formatPower}, "what an idle worker does: `MODE` auto looks again for some microseconds where that has paid, eco sleeps at once")
 	add("config", value[string]{&c.ConfigFile, "FILE", parsePath, same}, "YAML `FILE` with any of these settings, by the same names")
 }
 

@@ -206,6 +206,23 @@ func formatOffload(on bool) string {
 	return "off"
 }
 
+func parsePower(s string) (bool, error) {
+	switch s {
+	case "auto":
+		return true, nil
+	case "eco":
+		return false, nil
+	}
+	return false, errors.New("want auto or eco")
+}
+
+func formatPower(polling bool) string {
+	if polling {
+		return "auto"
+	}
+	return "eco"
+}
+
 // parsePath takes any file name and makes it absolute, so that what is stored or
 // handed to a child means the same there.
 func parsePath(s string) (string, error) {

@@ -195,6 +195,7 @@ func (n *node) startForwarding() error {
 	}
 	sw, err := vswitch.New(vswitch.Config{
 		Workers: n.cfg.Workers, FIB: n.fib, Flows: n.flows, Services: g, QueueDied: n.queueDied,
+		NoPolling: !n.cfg.Polling,
 	})
 	if err != nil {
 		return errors.Join(err, g.Close())
