@@ -16,8 +16,74 @@ import (
 // ReadyLine begins the line a `serve` process prints once it listens.
 const ReadyLine = "serving"
 
-// Commands are `serve` and `load`, for a binary that plays either side.
-func Commands() []*cobra.Command { return []*cobra.Command{serveCommand(), loadCommand()} }
+// Commands are `serve` and its like, and `load`, for a binary that plays either side.
+func Commands() []*cobra.Command {
+	return []*cobra.Command{serveCommand(), sinkCommand(), acceptCommand(), loadCommand()}
+}
+
+func sinkCommand() *cobra.Command {
+	var listen string
+	var gro bool
+	c := &cobra.Command{
+		Use: "sink", Short: "Count datagrams until interrupted and print JSON", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			at, err := listenAddress(listen)
+			if err != nil {
+				return err
+			}
+			s, err := ListenSink(at, gro)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s\n", ReadyLine, at)
+			r, err := s.Serve(ctx)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+		},
+	}
+	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, UDP")
+	c.Flags().BoolVar(&gro, "gro", false, "take datagrams of one flow joined (UDP_GRO)")
+	return c
+}
+
+func acceptCommand() *cobra.Command {
+	var listen string
+	c := &cobra.Command{
+		Use: "accept", Short: "Accept connections, answer a byte and close, until interrupted", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			at, err := listenAddress(listen)
+			if err != nil {
+				return err
+			}
+			a, err := ListenAcceptor(at)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s\n", ReadyLine, at)
+			return a.Serve(ctx)
+		},
+	}
+	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, TCP")
+	return c
+}
+
+// listenAddress reads an address; without a host it is every address, of both families.
+func listenAddress(s string) (netip.AddrPort, error) {
+	if strings.HasPrefix(s, ":") {
+		s = "[::]" + s
+	}
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return a, fmt.Errorf("--listen: %w", err)
+	}
+	return a, nil
+}
 
 func serveCommand() *cobra.Command {
 	var name string
@@ -109,6 +175,20 @@ func loadCommand() *cobra.Command {
 		return client.Who(ctx, connections)
 	})
 	who.Flags().IntVar(&connections, "count", 20, "connections to make")
-	c.AddCommand(rtt, bulk, who)
+	var flows, clients int
+	var uso bool
+	var floodFor, connectFor time.Duration
+	flood := measure("flood", "Send datagrams to a `sink` as fast as possible", func(ctx context.Context) (*Report, error) {
+		return client.Flood(ctx, flows, uso, floodFor)
+	})
+	flood.Flags().IntVar(&flows, "flows", 1, "source ports to send from, in turn")
+	flood.Flags().BoolVar(&uso, "uso", false, "write up to 64 KiB at once, cut by the kernel (UDP_SEGMENT)")
+	flood.Flags().DurationVar(&floodFor, "duration", time.Second, "time to send")
+	connect := measure("connections", "Make connections to an `accept`, one after another", func(ctx context.Context) (*Report, error) {
+		return client.Connect(ctx, clients, connectFor)
+	})
+	connect.Flags().IntVar(&clients, "clients", 8, "connections under way at once")
+	connect.Flags().DurationVar(&connectFor, "duration", time.Second, "time to go on")
+	c.AddCommand(rtt, bulk, who, flood, connect)
 	return c
 }

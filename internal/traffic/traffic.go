@@ -14,6 +14,9 @@
 //
 // On UDP a datagram begins with a byte (the same three as 'w', 'e', 's', and
 // 'q' for what a sink got) and eight bytes that name the session.
+//
+// Where that costs more than what is measured there are two pairs without a
+// protocol: `load flood` and `sink`, `load connections` and `accept`.
 package traffic
 
 import (
@@ -36,6 +39,8 @@ type Report struct {
 	RTT *RTT `json:"rtt,omitempty"`
 	// Bulk transfer from client to server.
 	Bulk *Bulk `json:"bulk,omitempty"`
+	// Connections made and closed again.
+	Connections *Connections `json:"connections,omitempty"`
 	// Answers counts new connections by who answered them.
 	Answers []Answer `json:"answers,omitempty"`
 }
@@ -64,6 +69,7 @@ type RTT struct {
 	P50   time.Duration `json:"p50Ns"`
 	P90   time.Duration `json:"p90Ns"`
 	P99   time.Duration `json:"p99Ns"`
+	P999  time.Duration `json:"p999Ns"`
 	Max   time.Duration `json:"maxNs"`
 }
 
@@ -73,7 +79,8 @@ type Bulk struct {
 	Elapsed time.Duration `json:"elapsedNs"`
 	// BitsPerSecond delivered, of payload.
 	BitsPerSecond float64 `json:"bitsPerSecond"`
-	// Sent counts datagrams sent, Received those that arrived; zero for TCP.
+	// Sent counts datagrams sent, Received those that arrived, or, at a sink that
+	// takes them joined, those it was given; zero for TCP.
 	Sent     uint64 `json:"sent,omitempty"`
 	Received uint64 `json:"received,omitempty"`
 }
@@ -87,7 +94,7 @@ func newRTT(samples []time.Duration, lost int) (*RTT, error) {
 	return &RTT{
 		Count: len(samples), Lost: lost,
 		Min: samples[0], P50: percentile(samples, 50), P90: percentile(samples, 90),
-		P99: percentile(samples, 99), Max: samples[len(samples)-1],
+		P99: percentile(samples, 99), P999: percentile(samples, 99.9), Max: samples[len(samples)-1],
 	}, nil
 }
 
