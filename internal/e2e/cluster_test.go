@@ -30,7 +30,27 @@ const patience = 60 * time.Second
 
 func newCluster(t *testing.T, args ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, lab: labtest.New(t, lab.Config{BinDir: labtest.BinDir(t)})}
+	return newClusterOn(t, lab.Config{}, args...)
+}
+
+// newClusterOn is newCluster with an underlay of another kind.
+func newClusterOn(t *testing.T, cfg lab.Config, args ...string) *cluster {
+	t.Helper()
+	c := newNodes(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := lab.RunCluster(ctx, c.nodes, args...); err != nil {
+		t.Fatal(err)
+	}
+	c.addPods()
+	return c
+}
+
+// newNodes makes the nodes and starts nothing on them.
+func newNodes(t *testing.T, cfg lab.Config) *cluster {
+	t.Helper()
+	cfg.BinDir = labtest.BinDir(t)
+	c := &cluster{t: t, lab: labtest.New(t, cfg)}
 	for _, name := range []string{"a", "b"} {
 		n, err := c.lab.AddNode(name)
 		if err != nil {
@@ -38,15 +58,15 @@ func newCluster(t *testing.T, args ...string) *cluster {
 		}
 		c.nodes = append(c.nodes, n)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := lab.RunCluster(ctx, c.nodes, args...); err != nil {
-		t.Fatal(err)
-	}
+	return c
+}
+
+// addPods makes the four pods and waits until they reach each other.
+func (c *cluster) addPods() {
+	c.t.Helper()
 	c.a1, c.a2 = c.pod(0, "a1", nil), c.pod(0, "a2", nil)
 	c.b1, c.b2 = c.pod(1, "b1", nil), c.pod(1, "b2", nil)
 	c.waitJoined()
-	return c
 }
 
 // waitJoined waits until each node knows a way to the other's pods.
