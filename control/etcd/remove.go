@@ -14,7 +14,7 @@ import (
 // its lease, so the lease is watched: it ends, or it outlives its time and so was
 // renewed by a node that lives.
 func (s *Store) deleteNode(ctx context.Context, name string) error {
-	var first leaseState
+	var watch leaseWatch
 	for {
 		removed, found, err := s.removeNode(ctx, name)
 		if err != nil || removed {
@@ -27,10 +27,7 @@ func (s *Store) deleteNode(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		if first.id == 0 {
-			first = l
-		}
-		if l.id != 0 && (l.id != first.id || l.ends.After(first.ends.Add(time.Second))) { // a lease counts in seconds
+		if watch.renewed(l) {
 			return &control.ConflictError{
 				What: "node name " + name, Holder: "a vswitch that runs and renews its lease",
 				Advice: "stop that one first",
@@ -44,13 +41,34 @@ func (s *Store) deleteNode(ctx context.Context, name string) error {
 	}
 }
 
-// leaseState is a lease and when it ends, unless it is renewed.
+// leaseState is a lease and when it ends, unless it is renewed. The zero value is
+// none, or one whose time is over and which the store has yet to take away.
 type leaseState struct {
 	id   clientv3.LeaseID
-	ends time.Time
+	ends time.Time // at most a second early, as the store counts in whole ones
 }
 
-// leaseOf reads the lease of a node; the zero value if it has none.
+// leaseWatch tells a lease that runs out from one that is renewed.
+type leaseWatch struct{ first leaseState }
+
+// renewalSlack is more than two looks at one lease can differ by, a second and
+// what the store took to answer, and less than a renewal adds (LeaseTTL/3).
+const renewalSlack = 2 * time.Second
+
+// renewed reports whether a lease, looked at again, has been renewed since the
+// first look, or another one taken.
+func (w *leaseWatch) renewed(l leaseState) bool {
+	switch {
+	case l.id == 0:
+		return false
+	case w.first.id == 0:
+		w.first = l
+		return false
+	}
+	return l.id != w.first.id || l.ends.After(w.first.ends.Add(renewalSlack))
+}
+
+// leaseOf reads the lease of a node.
 func (s *Store) leaseOf(ctx context.Context, name string) (leaseState, error) {
 	ctx, cancel := s.request(ctx)
 	defer cancel()
@@ -59,11 +77,12 @@ func (s *Store) leaseOf(ctx context.Context, name string) (leaseState, error) {
 		return leaseState{}, s.wrap(err)
 	}
 	id := clientv3.LeaseID(r.Kvs[0].Lease)
+	asked := time.Now()
 	ttl, err := s.client.TimeToLive(ctx, id)
-	if err != nil || ttl.TTL < 0 {
+	if err != nil || ttl.TTL <= 0 { // an expired lease says 0 until it is revoked, -1 afterwards
 		return leaseState{}, s.wrap(err)
 	}
-	return leaseState{id, time.Now().Add(time.Duration(ttl.TTL) * time.Second)}, nil
+	return leaseState{id, asked.Add(time.Duration(ttl.TTL) * time.Second)}, nil
 }
 
 // removeNode removes a node that has no lease.
