@@ -50,12 +50,15 @@ func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
 	}
 	open := &opened{options: o}
 	defer open.closeExcept()
+	fmt.Fprintf(o.Progress, "%d scenarios, about %v\n", len(scenarios), expected(scenarios, o).Round(time.Minute))
 	var rows []Row
+	begin := time.Now()
 	for i, s := range scenarios {
 		if o.Duration > 0 {
 			s.Duration = Duration(o.Duration)
 		}
-		fmt.Fprintf(o.Progress, "%s (%d of %d): %s against %s\n", s.Name, i+1, len(scenarios), s.Subject, s.Baseline)
+		fmt.Fprintf(o.Progress, "%s (%d of %d, after %v): %s against %s\n", s.Name, i+1, len(scenarios),
+			time.Since(begin).Round(time.Second), s.Subject, s.Baseline)
 		row := measure(ctx, open, s, o)
 		if err := ctx.Err(); err != nil {
 			return rows, context.Cause(ctx)
@@ -64,6 +67,9 @@ func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
 			fmt.Fprintf(o.Progress, "  FAILED: %s\n", row.Error)
 		}
 		rows = append(rows, row)
+		for _, a := range s.Also {
+			rows = append(rows, row.also(a))
+		}
 		// A network stays open for the next scenario if that one uses it.
 		if i+1 < len(scenarios) {
 			next := scenarios[i+1]
@@ -73,16 +79,41 @@ func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
 	return rows, nil
 }
 
+// expected is how long the scenarios will take: beside the measurements, a
+// server is started for each, and networks are built.
+func expected(scenarios []Scenario, o Options) time.Duration {
+	const perSample, perNetwork = 400 * time.Millisecond, 4 * time.Second
+	sum := time.Duration(0)
+	for _, s := range scenarios {
+		d, sides := time.Duration(s.Duration), time.Duration(2)
+		if o.Duration > 0 {
+			d = o.Duration
+		}
+		if !s.compared() {
+			sides = 1
+		}
+		sum += sides * (warmUp + perNetwork/2 + time.Duration(o.Pairs)*(d+perSample))
+	}
+	return sum
+}
+
 // measure runs one scenario.
 func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
-	row := Row{Scenario: s, Unit: s.Load.unit(), HigherIsBetter: s.Load.higherIsBetter()}
+	row := Row{Scenario: s}
+	if m, err := s.Load.metric(s.Metric); err == nil { // validated
+		row.Unit, row.HigherIsBetter = m.unit, m.higherIsBetter
+	}
 	fail := func(side string, err error) Row {
 		row.Error = fmt.Sprintf("%s: %v", side, err)
 		return row
 	}
-	sides := []*Side{&row.Subject, &row.Baseline}
-	networks, before := make([]*network, 2), make([]map[string]uint64, 2)
-	for i, name := range []string{s.Subject, s.Baseline} {
+	sides, names := []*Side{&row.Subject}, []string{s.Subject}
+	loads := []Load{s.Load, s.Load.ofBaseline()}
+	if s.compared() {
+		sides, names = append(sides, &row.Baseline), append(names, s.Baseline)
+	}
+	networks, before := make([]*network, len(sides)), make([]map[string]uint64, len(sides))
+	for i, name := range names {
 		sides[i].System = name
 		n, err := open.network(ctx, s.network(name))
 		if err != nil {
@@ -92,21 +123,25 @@ func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
 		if before[i], err = n.drops(ctx); err != nil {
 			return fail(name+", drops", err)
 		}
-		if _, err := n.sample(ctx, &s, warmUp, o.Self); err != nil {
+		if _, err := n.sample(ctx, &loads[i], s.Metric, warmUp, o.Self); err != nil {
 			return fail(name+", warming up", err)
 		}
 	}
 	for pair := range o.Pairs {
 		for i, n := range networks {
-			sample, err := n.sample(ctx, &s, time.Duration(s.Duration), o.Self)
+			sample, err := n.sample(ctx, &loads[i], s.Metric, time.Duration(s.Duration), o.Self)
 			if err != nil {
 				return fail(fmt.Sprintf("%s, pair %d", sides[i].System, pair+1), err)
 			}
 			sides[i].Samples = append(sides[i].Samples, sample)
 		}
-		a, b := row.Subject.Samples[pair], row.Baseline.Samples[pair]
-		fmt.Fprintf(o.Progress, "  pair %d of %d: %s %s, %s %s, ratio %.2f\n", pair+1, o.Pairs,
-			row.Subject.System, row.format(a.Value), row.Baseline.System, row.format(b.Value), a.Value/b.Value)
+		a := row.Subject.Samples[pair]
+		fmt.Fprintf(o.Progress, "  pair %d of %d: %s %s", pair+1, o.Pairs, row.Subject.System, row.format(a.Value))
+		if s.compared() {
+			b := row.Baseline.Samples[pair]
+			fmt.Fprintf(o.Progress, ", %s %s, ratio %.2f", row.Baseline.System, row.format(b.Value), a.Value/b.Value)
+		}
+		fmt.Fprintln(o.Progress)
 	}
 	row.summarize()
 	for i, n := range networks {
@@ -162,7 +197,7 @@ func (o *opened) closeExcept(keep ...networkKey) {
 		if wanted {
 			continue
 		}
-		if err := n.lab.Close(); err != nil {
+		if err := n.close(); err != nil {
 			fmt.Fprintf(o.options.Progress, "  closing %s: %v\n", k, err)
 		}
 		delete(o.networks, k)
@@ -171,8 +206,10 @@ func (o *opened) closeExcept(keep ...networkKey) {
 
 // network is a system's topology, built.
 type network struct {
-	lab *lab.Lab
+	lab *lab.Lab // nil where there is nothing but code
 	endpoints
+	daemon *lab.Process // of an idle node
+	binDir string
 	// drops counts what the system dropped so far, by reason; nil: it doesn't say.
 	dropped func(context.Context) (map[string]uint64, error)
 }
@@ -184,26 +221,36 @@ func (n *network) drops(ctx context.Context) (map[string]uint64, error) {
 	return n.dropped(ctx)
 }
 
-// sample measures once, with the machine's CPU time around it.
-func (n *network) sample(ctx context.Context, s *Scenario, d time.Duration, self string) (Sample, error) {
+func (n *network) close() error {
+	if n.lab == nil {
+		return nil
+	}
+	return n.lab.Close()
+}
+
+// sample measures once, with the machine's CPU time around it. A figure of zero
+// is a failure, but for an idle system, which may well use nothing.
+func (n *network) sample(ctx context.Context, l *Load, metric string, d time.Duration, self string) (Sample, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d+20*time.Second, fmt.Errorf("not done 20 s after its time"))
 	defer cancel()
 	before, err := busyCPU()
 	if err != nil {
 		return Sample{}, err
 	}
-	m, err := s.Load.measure(ctx, n.endpoints, d, self)
+	m, err := l.measure(ctx, n, d, self)
 	if err != nil {
 		return Sample{}, err
 	}
-	if !(m.value > 0) {
-		return Sample{}, fmt.Errorf("a figure of %v %s is no measurement", m.value, s.Load.unit())
+	for name, figure := range m.figures {
+		if !(figure > 0) && !(figure == 0 && l.Kind == "idle") {
+			return Sample{}, fmt.Errorf("a %s of %v is no measurement", name, figure)
+		}
 	}
 	after, err := busyCPU()
 	if err != nil {
 		return Sample{}, err
 	}
-	sample := Sample{Value: m.value, CPUSeconds: (after - before).Seconds(), Detail: m.detail}
+	sample := Sample{Value: m.figures[metric], Figures: m.figures, CPUSeconds: (after - before).Seconds(), Detail: m.detail}
 	if m.bytes > 0 {
 		sample.CPUSecondsPerGB = sample.CPUSeconds / (float64(m.bytes) / 1e9)
 	}

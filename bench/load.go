@@ -2,14 +2,10 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,44 +13,93 @@ import (
 	"vswitch/internal/traffic"
 )
 
-// Load is what runs between client and server.
+// Load is what runs between client and server, or in place of them.
 type Load struct {
 	// Kind is one of loadKinds.
 	Kind string `json:"kind"`
-	// Streams in parallel; 0: 1.
+	// Streams in parallel: connections of tcp, flows of udp-rate; 0: 1.
 	Streams int `json:"streams,omitempty"`
-	// SizeBytes of a message, where the kind has messages; 0: 64.
+	// SizeBytes of a message's payload, where the kind has messages; 0: the kind's.
 	SizeBytes int `json:"size,omitempty"`
+	// USO has udp-bulk write up to 64 KiB at once, which the kernel, or whoever is
+	// behind it, cuts into messages of SizeBytes; the receiver takes them joined.
+	USO bool `json:"uso,omitempty"`
+	// Benchmark of vswitch/fib, as `go test -bench` names it less "Benchmark"; Against is the
+	// baseline's, where there is one.
+	Benchmark string `json:"benchmark,omitempty"`
+	Against   string `json:"against,omitempty"`
 }
 
 // measurement is what one run of a load yields.
 type measurement struct {
-	value  float64 // in the kind's unit
-	bytes  uint64  // moved, for throughput
-	detail any     // more of what the program said, for the JSON result
+	figures map[string]float64 // by metric, in its unit
+	bytes   uint64             // moved, for throughput
+	detail  any                // more of what the program said, for the JSON result
+}
+
+// metric is one figure of a load.
+type metric struct {
+	name, unit     string
+	higherIsBetter bool
 }
 
 type loadKind struct {
-	unit           string
-	higherIsBetter bool
-	streams, sizes bool // which of Load's fields mean something
-	measure        func(ctx context.Context, l *Load, e endpoints, d time.Duration, self string) (measurement, error)
+	metrics []metric
+	// network is what the load wants: endpoints, unless it names a topology.
+	topology Topology
+	// Which of Load's fields mean something.
+	streams, sizes, uso, benchmark bool
+	measure                        func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
 }
 
-var loadKinds = map[string]loadKind{
-	"tcp":     {unit: "Gb/s", higherIsBetter: true, streams: true, measure: iperf3},
-	"udp-rtt": {unit: "us", sizes: true, measure: roundTrips},
-	"tcp-rtt": {unit: "us", sizes: true, measure: roundTrips},
+var (
+	roundTripMetrics = []metric{{"p50", "us", false}, {"p90", "us", false}, {"p99", "us", false}, {"p99.9", "us", false}}
+	loadKinds        map[string]loadKind
+)
+
+func init() { // refers to itself by way of the functions
+	loadKinds = map[string]loadKind{
+		"tcp":         {metrics: []metric{{"throughput", "Gb/s", true}}, streams: true, measure: iperf3},
+		"udp-rtt":     {metrics: roundTripMetrics, sizes: true, measure: sockperf},
+		"tcp-rtt":     {metrics: roundTripMetrics, sizes: true, measure: roundTrips},
+		"udp-rate":    {metrics: []metric{{"rate", "kpkt/s", true}}, streams: true, sizes: true, measure: flood},
+		"udp-bulk":    {metrics: []metric{{"throughput", "Gb/s", true}}, sizes: true, uso: true, measure: flood},
+		"connections": {metrics: []metric{{"rate", "conn/s", true}, {"p50", "us", false}, {"p99", "us", false}}, streams: true, measure: connections},
+		"idle": {metrics: []metric{{"cpu", "% of a core", false}, {"memory", "MB", false}, {"store-cpu", "% of a core", false},
+			{"store-memory", "MB", false}}, topology: Idle, measure: idle},
+		"lookups": {metrics: []metric{{"rate", "M/s", true}}, topology: InMemory, benchmark: true, measure: lookups},
+	}
 }
 
-func (l *Load) unit() string         { return loadKinds[l.Kind].unit }
-func (l *Load) higherIsBetter() bool { return loadKinds[l.Kind].higherIsBetter }
+// metric finds one of the load's metrics.
+func (l *Load) metric(name string) (metric, error) {
+	var names []string
+	for _, m := range loadKinds[l.Kind].metrics {
+		if m.name == name {
+			return m, nil
+		}
+		names = append(names, m.name)
+	}
+	return metric{}, fmt.Errorf("load %s has no metric %q, but %s", l.Kind, name, strings.Join(names, ", "))
+}
 
-func (l *Load) validate() error {
+// ofBaseline is the load as the baseline gets it.
+func (l *Load) ofBaseline() Load {
+	b := *l
+	if l.Against != "" {
+		b.Benchmark = l.Against
+	}
+	return b
+}
+
+func (l *Load) validate(t Topology) error {
 	k, ok := loadKinds[l.Kind]
+	special := t == Idle || t == InMemory
 	switch {
 	case !ok:
 		return fmt.Errorf("load kind %q is none of %s", l.Kind, strings.Join(slices.Sorted(maps.Keys(loadKinds)), ", "))
+	case k.topology != "" && t != k.topology, k.topology == "" && special:
+		return fmt.Errorf("load %s can't run in topology %s", l.Kind, t)
 	case l.Streams < 0 || l.Streams > 128:
 		return fmt.Errorf("%d streams are not within 1..128", l.Streams)
 	case l.Streams > 1 && !k.streams:
@@ -63,12 +108,16 @@ func (l *Load) validate() error {
 		return fmt.Errorf("size %d is not within 1..65507", l.SizeBytes)
 	case l.SizeBytes > 0 && !k.sizes:
 		return fmt.Errorf("load %s has no message size", l.Kind)
+	case l.USO && !k.uso:
+		return fmt.Errorf("load %s has no USO writes", l.Kind)
+	case (l.Benchmark != "") != k.benchmark, l.Against != "" && !k.benchmark:
+		return fmt.Errorf("load %s: a benchmark is for lookups, which need one", l.Kind)
 	}
 	return nil
 }
 
-func (l *Load) measure(ctx context.Context, e endpoints, d time.Duration, self string) (measurement, error) {
-	return loadKinds[l.Kind].measure(ctx, l, e, d, self)
+func (l *Load) measure(ctx context.Context, n *network, d time.Duration, self string) (measurement, error) {
+	return loadKinds[l.Kind].measure(ctx, l, n, d, self)
 }
 
 // loadPort is where servers listen; every run starts its own.
@@ -76,7 +125,7 @@ const loadPort = 5201
 
 // withServer runs f while a server process runs in the server's namespace. How
 // the server ends is of no interest: what counts is what the client saw.
-func withServer(ctx context.Context, e endpoints, c lab.Command, ready *regexp.Regexp, f func() (measurement, error)) (measurement, error) {
+func withServer(ctx context.Context, e endpoints, c lab.Command, ready *regexp.Regexp, f func(*lab.Process) (measurement, error)) (measurement, error) {
 	p, err := e.server.Start(c)
 	if err != nil {
 		return measurement{}, err
@@ -85,7 +134,7 @@ func withServer(ctx context.Context, e endpoints, c lab.Command, ready *regexp.R
 	if _, err := p.WaitLog(ctx, ready); err != nil {
 		return measurement{}, err
 	}
-	m, err := f()
+	m, err := f(p)
 	if err != nil {
 		if said := p.Tail(5); said != "" {
 			err = fmt.Errorf("%w; the server said last: %s", err, said)
@@ -94,83 +143,9 @@ func withServer(ctx context.Context, e endpoints, c lab.Command, ready *regexp.R
 	return m, err
 }
 
-var iperf3Ready = regexp.MustCompile(`^Server listening`)
-
-// iperf3 measures TCP throughput, as received.
-func iperf3(ctx context.Context, l *Load, e endpoints, d time.Duration, _ string) (measurement, error) {
-	server := lab.Command{
-		Name: "iperf3-server", Path: "iperf3",
-		Args: []string{"--server", "--one-off", "--forceflush", "--port", strconv.Itoa(loadPort)},
-	}
-	return withServer(ctx, e, server, iperf3Ready, func() (measurement, error) {
-		out, err := e.client.Exec(ctx, lab.Command{
-			Path: "iperf3",
-			Args: []string{"--client", e.to.String(), "--port", strconv.Itoa(loadPort), "--json",
-				"--time", strconv.FormatFloat(max(d.Seconds(), 1), 'f', 0, 64), "--parallel", strconv.Itoa(max(l.Streams, 1))},
-		})
-		m, parseErr := parseIperf3(out)
-		if err != nil && len(out) == 0 {
-			return m, err // it could not even start
-		}
-		return m, parseErr
-	})
-}
-
-// parseIperf3 reads the output of an iperf3 client with --json.
-func parseIperf3(out []byte) (m measurement, err error) {
-	var j struct {
-		Error string `json:"error"`
-		End   struct {
-			Sent struct {
-				Retransmits *uint64 `json:"retransmits"`
-			} `json:"sum_sent"`
-			Received struct {
-				Bytes         uint64  `json:"bytes"`
-				Seconds       float64 `json:"seconds"`
-				BitsPerSecond float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-		} `json:"end"`
-	}
-	if err := json.Unmarshal(out, &j); err != nil {
-		return m, fmt.Errorf("iperf3 printed no JSON: %w: %.200q", err, out)
-	}
-	if j.Error != "" {
-		return m, fmt.Errorf("iperf3: %s", j.Error)
-	}
-	r := j.End.Received
-	if r.Bytes == 0 || r.BitsPerSecond <= 0 {
-		return m, errors.New("iperf3: nothing was received")
-	}
-	m = measurement{value: r.BitsPerSecond / 1e9, bytes: r.Bytes}
-	if j.End.Sent.Retransmits != nil {
-		m.detail = map[string]uint64{"retransmits": *j.End.Sent.Retransmits}
-	}
-	return m, nil
-}
-
 var serveReady = regexp.MustCompile("^" + traffic.ReadyLine)
 
-// roundTrips measures the median round trip with our own client and server.
-func roundTrips(ctx context.Context, l *Load, e endpoints, d time.Duration, self string) (measurement, error) {
-	server := lab.Command{Name: "serve", Path: self, Args: []string{"serve", "--listen", ":" + strconv.Itoa(loadPort)}}
-	return withServer(ctx, e, server, serveReady, func() (measurement, error) {
-		out, err := e.client.Exec(ctx, lab.Command{Path: self, Args: []string{
-			"load", "rtt", "--protocol", strings.TrimSuffix(l.Kind, "-rtt"), "--to", netip.AddrPortFrom(e.to, loadPort).String(),
-			"--size", strconv.Itoa(l.SizeBytes), "--duration", d.String(), "--first-contact", "10s",
-		}})
-		if err != nil {
-			return measurement{}, err
-		}
-		var r traffic.Report
-		if err := json.Unmarshal(out, &r); err != nil {
-			return measurement{}, fmt.Errorf("the client printed no JSON: %w: %.200q", err, out)
-		}
-		if r.RTT == nil {
-			return measurement{}, errors.New("the client measured no round trip")
-		}
-		if r.RTT.Lost > 0 {
-			return measurement{}, fmt.Errorf("%d of %d messages were lost", r.RTT.Lost, r.RTT.Lost+r.RTT.Count)
-		}
-		return measurement{value: float64(r.RTT.P50) / 1e3, detail: r.RTT}, nil
-	})
+// wholeSeconds is d as iperf3 and sockperf take it: at least one.
+func wholeSeconds(d time.Duration) string {
+	return fmt.Sprintf("%.0f", max(d.Seconds(), 1))
 }

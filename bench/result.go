@@ -1,13 +1,9 @@
 package bench
 
 import (
-	"fmt"
-	"io"
 	"maps"
-	"math"
 	"slices"
 	"strings"
-	"text/tabwriter"
 )
 
 // Result is a whole run, as written to the JSON file.
@@ -32,7 +28,7 @@ type Row struct {
 	HigherIsBetter bool   `json:"higherIsBetter"`
 	Subject        Side   `json:"measuredSubject"`
 	Baseline       Side   `json:"measuredBaseline"`
-	// Ratio of subject to baseline, pair by pair.
+	// Ratio of subject to baseline, pair by pair; zero without a baseline.
 	Ratio Spread `json:"ratio"`
 	// Error is why there is no result; empty if there is one.
 	Error string `json:"error,omitempty"`
@@ -51,8 +47,10 @@ type Side struct {
 
 // Sample is one run. CPU time is the whole machine's, the load's included.
 type Sample struct {
-	Value           float64 `json:"value"`
-	CPUSeconds      float64 `json:"cpuSeconds"`
+	// Value is the row's metric; Figures are all the load has, by name.
+	Value           float64            `json:"value"`
+	Figures         map[string]float64 `json:"figures,omitempty"`
+	CPUSeconds      float64            `json:"cpuSeconds"`
 	CPUSecondsPerGB float64 `json:"cpuSecondsPerGB,omitempty"`
 	Detail          any     `json:"detail,omitempty"`
 }
@@ -81,7 +79,9 @@ func newSpread(values []float64) Spread {
 func (r *Row) summarize() {
 	var ratios []float64
 	for i := range r.Subject.Samples {
-		ratios = append(ratios, r.Subject.Samples[i].Value/r.Baseline.Samples[i].Value)
+		if r.compared() {
+			ratios = append(ratios, r.Subject.Samples[i].Value/r.Baseline.Samples[i].Value)
+		}
 	}
 	r.Ratio = newSpread(ratios)
 	for _, side := range []*Side{&r.Subject, &r.Baseline} {
@@ -93,7 +93,35 @@ func (r *Row) summarize() {
 	}
 }
 
-// Met reports whether the median ratio is as good as the goal; true without one.
+// also is the row of another metric of the same measurements.
+func (r *Row) also(a Also) Row {
+	o := *r
+	o.Name, o.Metric, o.Goal, o.Also = a.Name, a.Metric, a.Goal, nil
+	if m, err := r.Load.metric(a.Metric); err == nil {
+		o.Unit, o.HigherIsBetter = m.unit, m.higherIsBetter
+	}
+	for _, side := range []*Side{&o.Subject, &o.Baseline} {
+		side.Samples = slices.Clone(side.Samples)
+		for i := range side.Samples {
+			side.Samples[i].Value = side.Samples[i].Figures[a.Metric]
+		}
+	}
+	if o.Error == "" {
+		o.summarize()
+	}
+	return o
+}
+
+// judged is what the goal is about: the ratio, or the figure itself where there
+// is no baseline.
+func (r *Row) judged() Spread {
+	if r.compared() {
+		return r.Ratio
+	}
+	return r.Subject.Value
+}
+
+// Met reports whether the median is as good as the goal; true without one.
 func (r *Row) Met() bool {
 	switch {
 	case r.Error != "":
@@ -101,19 +129,9 @@ func (r *Row) Met() bool {
 	case r.Goal == 0:
 		return true
 	case r.HigherIsBetter:
-		return r.Ratio.Median >= r.Goal
+		return r.judged().Median >= r.Goal
 	}
-	return r.Ratio.Median <= r.Goal
-}
-
-func (r *Row) format(value float64) string {
-	digits := 2
-	if math.Abs(value) >= 100 {
-		digits = 0
-	} else if math.Abs(value) >= 10 {
-		digits = 1
-	}
-	return fmt.Sprintf("%.*f %s", digits, value, r.Unit)
+	return r.judged().Median <= r.Goal
 }
 
 // Failed counts the rows without a result.
@@ -125,58 +143,6 @@ func (r *Result) Failed() int {
 		}
 	}
 	return n
-}
-
-// WriteTable prints the rows in Markdown, which is a table to read as well.
-func (r *Result) WriteTable(w io.Writer) error {
-	m := r.Machine
-	fmt.Fprintf(w, "%s, %d cores; Linux %s; commit %s; %s; %d pairs\n\n", m.CPU, m.Cores, m.Kernel, m.Commit, versions(m.Versions), r.Settings.Pairs)
-	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
-	fmt.Fprintln(t, "| row\t| subject\t| baseline\t| ratio, median\t| spread\t| goal\t| CPU s/GB, both\t|")
-	fmt.Fprintln(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
-	for i := range r.Rows {
-		row := &r.Rows[i]
-		if row.Error != "" {
-			fmt.Fprintf(t, "| %s\t| FAILED\t| \t| \t| \t| \t| \t|\n", row.Name)
-			continue
-		}
-		fmt.Fprintf(t, "| %s\t| %s %s\t| %s %s\t| %.2f\t| %.2f..%.2f\t| %s\t| %s\t|\n", row.Name,
-			row.Subject.System, row.format(row.Subject.Value.Median), row.Baseline.System, row.format(row.Baseline.Value.Median),
-			row.Ratio.Median, row.Ratio.Min, row.Ratio.Max, row.goal(), row.cpu())
-	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	for _, row := range r.Rows {
-		if row.Error != "" {
-			fmt.Fprintf(w, "\n%s failed: %s\n", row.Name, row.Error)
-		}
-		if len(row.Subject.Drops) > 0 {
-			fmt.Fprintf(w, "\n%s: %s dropped %v\n", row.Name, row.Subject.System, row.Subject.Drops)
-		}
-	}
-	return nil
-}
-
-func (r *Row) goal() string {
-	if r.Goal == 0 {
-		return "-"
-	}
-	sign, verdict := ">=", "missed"
-	if !r.HigherIsBetter {
-		sign = "<="
-	}
-	if r.Met() {
-		verdict = "met"
-	}
-	return fmt.Sprintf("%s %g, %s", sign, r.Goal, verdict)
-}
-
-func (r *Row) cpu() string {
-	if r.Subject.CPUSecondsPerGB == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f, %.2f", r.Subject.CPUSecondsPerGB, r.Baseline.CPUSecondsPerGB)
 }
 
 func versions(v map[string]string) string {

@@ -23,9 +23,23 @@ var defaultScenarios []byte
 type Topology string
 
 const (
+	// SameNode: two pods of one node.
 	SameNode Topology = "same-node"
+	// TwoNodes: a pod on each of two nodes that one cable joins.
 	TwoNodes Topology = "two-nodes"
+	// Egress: a pod, and a server on a machine outside.
+	Egress Topology = "egress"
+	// NodePort: a client on a machine outside, and a pod behind a node's port.
+	NodePort Topology = "node-port"
+	// ClusterIP: two pods of one node, the server behind a service address.
+	ClusterIP Topology = "cluster-ip"
+	// Idle: a node with many pods and no traffic.
+	Idle Topology = "idle"
+	// InMemory: no network at all, only code.
+	InMemory Topology = "in-memory"
 )
+
+var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Idle, InMemory}
 
 // Scenario is one row.
 type Scenario struct {
@@ -35,18 +49,38 @@ type Scenario struct {
 	// Underlay is how packets cross between two nodes: "wire", in wire size, or
 	// "full", with every offload of the virtual link on. Two nodes only.
 	Underlay string `json:"underlay,omitempty"`
-	// Subject and Baseline are systems.
+	// Subject and Baseline are systems. NoBaseline: the figure is judged itself.
 	Subject  string `json:"subject"`
 	Baseline string `json:"baseline"`
 	Load     Load   `json:"load"`
+	// Metric of the load that the row reports; empty: the load's first.
+	Metric string `json:"metric,omitempty"`
+	// Also are further rows, taken from the same measurements.
+	Also []Also `json:"also,omitempty"`
 	// Duration of one measurement.
 	Duration Duration `json:"duration"`
 	// MTUBytes of the pods, on both sides; 0: 1500 on one node, and across nodes
 	// what VXLAN leaves of the underlay's 1500.
 	MTUBytes int `json:"mtu,omitempty"`
-	// Goal for the ratio, subject to baseline; 0: none.
+	// Pods of an idle node; 0: defaultIdlePods.
+	Pods int `json:"pods,omitempty"`
+	// Goal for the ratio, subject to baseline, or for the figure itself where
+	// there is no baseline; 0: none.
 	Goal float64 `json:"goal,omitempty"`
 }
+
+// NoBaseline in place of a baseline: there is nothing to compare with.
+const NoBaseline = "none"
+
+// Also is another metric of a scenario, as a row of its own.
+type Also struct {
+	Name   string  `json:"name"`
+	Metric string  `json:"metric"`
+	Goal   float64 `json:"goal,omitempty"`
+}
+
+// compared reports whether there is a baseline.
+func (s *Scenario) compared() bool { return s.Baseline != NoBaseline }
 
 // Duration is a time.Duration that YAML writes as "3s".
 type Duration time.Duration
@@ -104,10 +138,12 @@ func Parse(b []byte) ([]Scenario, error) {
 		if err := s.validate(); err != nil {
 			return nil, fmt.Errorf("bench: scenario %d, %q: %w", i+1, s.Name, err)
 		}
-		if seen[s.Name] {
-			return nil, fmt.Errorf("bench: two scenarios are named %q", s.Name)
+		for _, name := range s.rowNames() {
+			if seen[name] {
+				return nil, fmt.Errorf("bench: two rows are named %q", name)
+			}
+			seen[name] = true
 		}
-		seen[s.Name] = true
 	}
 	return f.Scenarios, nil
 }
@@ -116,9 +152,9 @@ func (s *Scenario) validate() error {
 	switch {
 	case s.Name == "":
 		return errors.New("it has no name")
-	case s.Topology != SameNode && s.Topology != TwoNodes:
-		return fmt.Errorf("topology %q is none of %s, %s", s.Topology, SameNode, TwoNodes)
-	case s.Topology == SameNode && s.Underlay != "":
+	case !slices.Contains(topologies, s.Topology):
+		return fmt.Errorf("topology %q is none of %v", s.Topology, topologies)
+	case s.Topology != TwoNodes && s.Underlay != "":
 		return errors.New("underlay is for two nodes")
 	case s.Topology == TwoNodes && s.Underlay != lab.OffloadWire.String() && s.Underlay != lab.OffloadFull.String():
 		return fmt.Errorf("underlay %q is none of wire, full", s.Underlay)
@@ -128,8 +164,15 @@ func (s *Scenario) validate() error {
 		return fmt.Errorf("mtu %d is not within 576..65535", s.MTUBytes)
 	case s.Goal < 0:
 		return fmt.Errorf("goal %v is negative", s.Goal)
+	case s.Pods < 0 || s.Pods > 200:
+		return fmt.Errorf("%d pods are not within 1..200", s.Pods)
+	case s.Pods > 0 && s.Topology != Idle:
+		return errors.New("a number of pods is for idle nodes")
 	}
 	for _, side := range []struct{ what, name string }{{"subject", s.Subject}, {"baseline", s.Baseline}} {
+		if side.what == "baseline" && side.name == NoBaseline {
+			continue
+		}
 		sys, ok := systems[side.name]
 		if !ok {
 			return fmt.Errorf("%s %q is none of %s", side.what, side.name, strings.Join(systemNames(), ", "))
@@ -144,10 +187,42 @@ func (s *Scenario) validate() error {
 			s.MTUBytes -= vxlanOverhead
 		}
 	}
-	return s.Load.validate()
+	if s.Pods == 0 && s.Topology == Idle {
+		s.Pods = defaultIdlePods
+	}
+	if err := s.Load.validate(s.Topology); err != nil {
+		return err
+	}
+	if s.Metric == "" {
+		s.Metric = loadKinds[s.Load.Kind].metrics[0].name
+	}
+	for _, m := range append([]Also{{Name: s.Name, Metric: s.Metric}}, s.Also...) {
+		if _, err := s.Load.metric(m.Metric); err != nil {
+			return err
+		}
+		if m.Name == "" {
+			return fmt.Errorf("its row of metric %s has no name", m.Metric)
+		}
+		if m.Goal < 0 {
+			return fmt.Errorf("goal %v is negative", m.Goal)
+		}
+	}
+	return nil
 }
 
-// Only keeps the scenarios whose name matches a regular expression.
+// defaultIdlePods is what an ordinary Kubernetes node is full with, nearly.
+const defaultIdlePods = 100
+
+// rowNames are the names of the rows a scenario yields.
+func (s *Scenario) rowNames() []string {
+	names := []string{s.Name}
+	for _, a := range s.Also {
+		names = append(names, a.Name)
+	}
+	return names
+}
+
+// Only keeps the scenarios that yield a row whose name matches a regular expression.
 func Only(scenarios []Scenario, pattern string) ([]Scenario, error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
@@ -156,8 +231,9 @@ func Only(scenarios []Scenario, pattern string) ([]Scenario, error) {
 	var kept []Scenario
 	var names []string
 	for _, s := range scenarios {
-		names = append(names, s.Name)
-		if re.MatchString(s.Name) {
+		rows := s.rowNames()
+		names = append(names, rows...)
+		if slices.ContainsFunc(rows, re.MatchString) {
 			kept = append(kept, s)
 		}
 	}
@@ -173,9 +249,13 @@ type networkKey struct {
 	topology Topology
 	underlay string
 	mtuBytes int
+	pods     int // of an idle node
 }
 
 func (k networkKey) String() string {
+	if k.topology == InMemory {
+		return k.system
+	}
 	s := fmt.Sprintf("%s, %s, MTU %d", k.system, k.topology, k.mtuBytes)
 	if k.underlay != "" {
 		s += ", underlay " + k.underlay
@@ -184,11 +264,20 @@ func (k networkKey) String() string {
 }
 
 func (s *Scenario) network(system string) networkKey {
-	return networkKey{system: system, topology: s.Topology, underlay: s.Underlay, mtuBytes: s.MTUBytes}
+	return networkKey{system: system, topology: s.Topology, underlay: s.Underlay, mtuBytes: s.MTUBytes, pods: s.Pods}
 }
 
 // endpoints are where a load's two sides run.
 type endpoints struct {
 	client, server *lab.Namespace
 	to             netip.Addr // the server's address, as the client reaches it
+	port           uint16     // likewise its port, where that is not loadPort
+}
+
+// target is where the client sends to.
+func (e *endpoints) target() netip.AddrPort {
+	if e.port != 0 {
+		return netip.AddrPortFrom(e.to, e.port)
+	}
+	return netip.AddrPortFrom(e.to, loadPort)
 }

@@ -117,7 +117,7 @@ func (j *addition) create() error {
 			Name:       j.spec.name,
 			Queues:     j.spec.queues,
 			Persistent: true,
-			Plain:      j.spec.plain,
+			Plain:      j.spec.plain || j.conf.Plain,
 		})
 		return err
 	})

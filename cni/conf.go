@@ -24,6 +24,7 @@ type conf struct {
 	CNIVersion string
 	Network    string            // "name"
 	Socket     string            // of the daemon; DefaultSocket if absent
+	Plain      bool              // "offload": "off": the TAP gets no virtio-net header
 	Labels     map[string]string // args.cni.labels
 	DNS        types.DNS         // handed through to the result
 	Prev       *types100.Result  // nil: no prevResult
@@ -39,6 +40,7 @@ type confJSON struct {
 	Name       string          `json:"name"`
 	Type       string          `json:"type"`
 	Socket     string          `json:"socket"`
+	Offload    json.RawMessage `json:"offload"` // "auto" or "off"
 	DNS        json.RawMessage `json:"dns"`
 	PrevResult json.RawMessage `json:"prevResult"`
 	// Args is free for anybody's use (CNI conventions); argsJSON is our part.
@@ -59,7 +61,7 @@ type argsJSON struct {
 
 // knownKeys are the keys of a configuration that ADD accepts, beside those of
 // the reserved prefix "cni.dev/". What runtimes add themselves is among them.
-var knownKeys = []string{"cniVersion", "name", "type", "socket", "dns", "prevResult", "args"}
+var knownKeys = []string{"cniVersion", "name", "type", "socket", "offload", "dns", "prevResult", "args"}
 
 // strictness says what becomes of keys the plugin doesn't know.
 type strictness bool
@@ -102,6 +104,9 @@ func parseConf(stdin []byte, s strictness) (*conf, error) {
 		return c, nil
 	}
 	if err := checkKeys(stdin); err != nil {
+		return nil, err
+	}
+	if c.Plain, err = parseOffload(raw.Offload); err != nil {
 		return nil, err
 	}
 	if !absent(raw.DNS) {
@@ -151,6 +156,18 @@ func empty(value json.RawMessage) bool {
 		}
 	}
 	return true
+}
+
+// parseOffload reads "offload": auto, which is the default, or off.
+func parseOffload(raw json.RawMessage) (plain bool, err error) {
+	if absent(raw) {
+		return false, nil
+	}
+	var word string
+	if err := json.Unmarshal(raw, &word); err != nil || word != "auto" && word != "off" {
+		return false, configError("offload %s: want \"auto\" or \"off\"", short(raw))
+	}
+	return word == "off", nil
 }
 
 // parseLabels reads args.cni.labels.

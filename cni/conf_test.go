@@ -56,6 +56,9 @@ func TestConfRefusesWhatItCannotDo(t *testing.T) {
 		{"labels that are no list", with(`"args":{"cni":{"labels":{"a":"b"}}}`), 6, 0, "args"},
 		{"a label without a key", with(`"args":{"cni":{"labels":[{"value":"b"}]}}`), 7, 0, "label"},
 		{"a label twice", with(`"args":{"cni":{"labels":[{"key":"a","value":"b"},{"key":"a","value":"c"}]}}`), 7, 0, `"a"`},
+		{"no offload", with(`"offload":"off"`), 0, 0, ""},
+		{"an offload there isn't", with(`"offload":"on"`), 7, 0, `"on"`},
+		{"an offload that is no word", with(`"offload":true`), 7, 0, "true"},
 		{"a name server", with(`"dns":{"nameservers":["192.0.2.53"]}`), 0, 0, ""},
 		{"name servers that are none", with(`"dns":[]`), 6, 0, "dns"},
 		{"an empty previous result", with(`"prevResult":{}`), 0, 0, ""},
@@ -86,13 +89,16 @@ func TestConfRefusesWhatItCannotDo(t *testing.T) {
 func TestConfValues(t *testing.T) {
 	c, err := parseConf([]byte(with(`
 		"args":{"cni":{"labels":[{"key":"app","value":"web"},{"key":"tier","value":""}]}},
-		"dns":{"domain":"example.com"},
+		"dns":{"domain":"example.com"}, "offload":"off",
 		"prevResult":{"cniVersion":"0.4.0","interfaces":[{"name":"eth0"}],"ips":[{"version":"4","address":"192.0.2.1/32"}]}`)), strict)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.Network != "net" || c.Socket != "/run/vs.sock" || c.CNIVersion != "1.1.0" || c.DNS.Domain != "example.com" {
 		t.Errorf("got %+v", c)
+	}
+	if !c.Plain {
+		t.Error("offload off makes no plain TAP")
 	}
 	if want := map[string]string{"app": "web", "tier": ""}; !maps.Equal(c.Labels, want) {
 		t.Errorf("labels %v, want %v", c.Labels, want)

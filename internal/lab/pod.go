@@ -29,6 +29,8 @@ type PodSpec struct {
 	Interface string
 	// CNIVersion of the network configuration; empty: 1.1.0.
 	CNIVersion string
+	// Offload in the plugin's configuration: "auto" or "off"; empty: left out.
+	Offload string
 	// Args go into the plugin's configuration beside the ones every pod has.
 	Args map[string]any
 }
@@ -152,6 +154,9 @@ func (n *Node) NetworkConfig(spec PodSpec) (*libcni.NetworkConfigList, error) {
 		args["labels"] = labels
 	}
 	plugin := map[string]any{"type": "vswitch-cni", "socket": n.Socket()}
+	if spec.Offload != "" {
+		plugin["offload"] = spec.Offload
+	}
 	if len(args) > 0 {
 		plugin["args"] = map[string]any{"cni": args}
 	}

@@ -22,9 +22,19 @@ const (
 	usoBytes = 65507
 	// sinkPoll is how often a sink that gets nothing looks whether to stop.
 	sinkPoll = 50 * time.Millisecond
-	// sinkBufferBytes is asked for; the system may allow less.
-	sinkBufferBytes = 4 << 20
+	// bufferBytes of either socket. Linux's default to send from holds some 270
+	// small packets, which a path that keeps account of them to the other end (veth
+	// does, a TAP does not) turns into a window, and the flood into round trips.
+	bufferBytes = 4 << 20
 )
+
+// growBuffer asks for bufferBytes beyond the system's limit, which root may,
+// and then for what the limit allows. Less only loses more.
+func growBuffer(fd, force, option int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, bufferBytes) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, bufferBytes)
+	}
+}
 
 // Flood sends datagrams of SizeBytes in flows, turn by turn, for duration. With
 // uso each write holds as many as fit in 64 KiB, for the kernel to cut.
@@ -41,6 +51,7 @@ func (c *Client) Flood(ctx context.Context, flows int, uso bool, duration time.D
 	var senders []*datagrams
 	for range flows {
 		fd, err := blockingSocket(unix.SOCK_DGRAM, c.To, func(fd int, a unix.Sockaddr) error {
+			growBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 			if uso {
 				if err := unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, c.SizeBytes); err != nil {
 					return fmt.Errorf("UDP_SEGMENT %d: %w", c.SizeBytes, err)
@@ -76,7 +87,7 @@ type Sink struct{ in *datagrams }
 // the kernel or the network below joined them.
 func ListenSink(at netip.AddrPort, gro bool) (*Sink, error) {
 	fd, err := blockingSocket(unix.SOCK_DGRAM, at, func(fd int, a unix.Sockaddr) error {
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, sinkBufferBytes) // as much as the system allows
+		growBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 		var err error
 		if gro {
 			err = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)

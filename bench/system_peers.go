@@ -1,0 +1,122 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"vswitch/internal/lab"
+)
+
+// The networks vswitch is compared with.
+
+var (
+	kernelCIDRs4 = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("10.244.1.0/24")}
+	kernelCIDRs6 = []netip.Prefix{netip.MustParsePrefix("fd00:10:244::/64"), netip.MustParsePrefix("fd00:10:244:1::/64")}
+)
+
+// between are the endpoints of two pods.
+func between(client, server *lab.KernelPod) *network {
+	return &network{endpoints: endpoints{client: client.Namespace, server: server.Namespace, to: server.IPv4}}
+}
+
+func openKernelBridge(_ context.Context, l *lab.Lab, k networkKey) (*network, error) {
+	pods, err := l.KernelBridge(2, k.mtuBytes)
+	if err != nil {
+		return nil, err
+	}
+	return between(pods[0], pods[1]), nil
+}
+
+func openOVS(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
+	pods, err := l.OVSNetdev(ctx, 2, k.mtuBytes)
+	if err != nil {
+		return nil, err
+	}
+	return between(pods[0], pods[1]), nil
+}
+
+func openKernelVXLAN(_ context.Context, l *lab.Lab, k networkKey) (*network, error) {
+	a, b, err := l.AddPair("a", "b")
+	if err != nil {
+		return nil, err
+	}
+	var nodes []*lab.Flannel
+	for i, n := range []*lab.Node{a, b} {
+		f, err := n.Flannel(kernelCIDRs4[i], kernelCIDRs6[i], k.mtuBytes)
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, f)
+	}
+	if err := errors.Join(nodes[0].AddPeer(nodes[1].Peer()), nodes[1].AddPeer(nodes[0].Peer())); err != nil {
+		return nil, err
+	}
+	client, err := nodes[0].AddPod()
+	if err != nil {
+		return nil, err
+	}
+	server, err := nodes[1].AddPod()
+	if err != nil {
+		return nil, err
+	}
+	return between(client, server), nil
+}
+
+// openNftables is a node of kernel devices whose service address is kube-proxy's
+// nftables rules.
+func openNftables(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
+	node, err := l.AddNode("a")
+	if err != nil {
+		return nil, err
+	}
+	f, err := node.Flannel(kernelCIDRs4[0], kernelCIDRs6[0], k.mtuBytes)
+	if err != nil {
+		return nil, err
+	}
+	var pods []*lab.KernelPod
+	for range 2 {
+		p, err := f.AddPod()
+		if err != nil {
+			return nil, err
+		}
+		if err := f.RouteAll(p); err != nil {
+			return nil, err
+		}
+		pods = append(pods, p)
+	}
+	service := netip.AddrPortFrom(serviceAddr, loadPort)
+	if err := f.KubeProxy(ctx, service, netip.AddrPortFrom(pods[1].IPv4, loadPort)); err != nil {
+		return nil, err
+	}
+	n := between(pods[0], pods[1])
+	n.to = serviceAddr
+	return n, nil
+}
+
+// openUserMode is a network namespace that a user-mode network gives the
+// outside, and a server there.
+func openUserMode(attach func(*lab.Node, context.Context, int) (*lab.Namespace, error)) func(context.Context, *lab.Lab, networkKey) (*network, error) {
+	return func(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
+		node, err := l.AddNode("a")
+		if err != nil {
+			return nil, err
+		}
+		pod, err := attach(node, ctx, k.mtuBytes)
+		if err != nil {
+			return nil, err
+		}
+		return outward(l, pod)
+	}
+}
+
+// outward are the endpoints of a pod and the machine outside. The machine's own
+// address is asked, not one it holds besides: a server that listens on all of
+// them answers UDP from that one.
+func outward(l *lab.Lab, pod *lab.Namespace) (*network, error) {
+	outside, err := l.Outside()
+	if err != nil {
+		return nil, err
+	}
+	return &network{endpoints: endpoints{client: pod, server: outside.Namespace, to: outside.Underlay4}}, nil
+}
