@@ -184,8 +184,6 @@ func (w *worker) timeExceeded(in *port, f *frame.Frame, h *wire.Headers) drop.Re
 }
 
 // tooBig tells the sender the MTU it must keep to (RFC 1191 section 4, RFC 8201).
-// IPv4 packets without DF are told as well, not fragmented: their sender learns
-// from it and fragments by itself, which costs the switch nothing.
 func (w *worker) tooBig(in *port, f *frame.Frame, h *wire.Headers, mtuBytes int) drop.Reason {
 	if h.V6 {
 		return w.icmpError(in, f, h, drop.TooBig, wire.ICMPv6TooBig, 0, uint32(mtuBytes))

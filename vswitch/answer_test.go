@@ -167,7 +167,7 @@ func TestNoErrorAboutAnErrorNorALaterFragment(t *testing.T) {
 			Payload: wiretest.Packet{Src: podB4, Dst: podA4, Proto: 17}.IP()}, drop.HopLimit},
 		{"an error with nowhere to go", wiretest.Packet{Dst: nobody, Proto: 1, ICMPType: 3,
 			Payload: wiretest.Packet{Src: nobody, Dst: podA4, Proto: 17}.IP()}, drop.NoFlow},
-		{"a later fragment with nowhere to go", wiretest.Packet{Dst: nobody, Proto: 17, FragmentOffset: 8, Payload: make([]byte, 8)}, drop.NoRoute},
+		{"a later fragment with nowhere to go", wiretest.Packet{Dst: nobody, Proto: 47, FragmentOffset: 8, Payload: make([]byte, 8)}, drop.NoRoute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t)

@@ -16,6 +16,9 @@ import (
 // the FIB: an answer to a spoofed or translated source must go where its flow
 // says, whoever owns that address. Only then the FIB.
 func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
+	if s := in.spares[w.id]; s != nil && s.busy > 0 {
+		w.tendSpares(in, s)
+	}
 	h := &w.headers
 	w.rewritten = false
 	if r := wire.Parse(f.Bytes(), h); r != drop.None {
@@ -39,10 +42,18 @@ func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
 	switch {
 	case h.IsICMPError():
 		return w.forwardQuoting(in, f, h)
+	case h.LaterFrag && mayHaveFlow(h):
+		return w.forwardLater(in, f, h)
 	case !hasFlow(h):
 		return w.forwardFlowless(in, f, h)
+	case h.MoreFrags:
+		return w.forwardFirst(in, f, h)
 	}
+	return w.forwardFlow(in, f, h)
+}
 
+// forwardFlow sends a packet with ports by its flow, which is made if there is none.
+func (w *worker) forwardFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	w.key = flow.KeyOf(h)
 	if !w.lookup(h) || w.hit.Reopens(h.TCPFlags) {
 		if done, r := w.admit(in, f, h); done {
@@ -52,9 +63,17 @@ func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
 	f.Hash = uint32(w.hash)
 	w.sw.cfg.Flows.Track(&w.hit, h.TCPFlags, 1, f.Len(), w.tick)
 	if w.hit.Rewrite {
+		if h.Fragment && !w.rewritesInPieces() {
+			return drop.StrayFragment
+		}
 		rewrite(f, h, &w.hit.To)
 		w.rewritten = true
 	}
+	return w.sendByFlow(in, f, h)
+}
+
+// sendByFlow sends a packet that has the tuple its flow, w.hit, gave it.
+func (w *worker) sendByFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	if w.hit.Flags&flow.ReplyToGateway != 0 && w.hit.Dir == flow.Reply {
 		return w.send(in, w.sw.gateway.Load(), f, h)
 	}
@@ -97,8 +116,11 @@ func (w *worker) send(in, out *port, f *frame.Frame, h *wire.Headers) drop.Reaso
 		return drop.Reflected
 	case h.TTL <= 1 && in.kind != PortGateway:
 		return w.timeExceeded(in, f, h)
-	case packetBytes(f, h) > out.mtuBytes:
-		return w.tooBig(in, f, h, out.mtuBytes)
+	}
+	mtu := out.mtuBytes
+	tooBig := packetBytes(f, h) > mtu
+	if tooBig && !canCut(f, h) {
+		return w.tooBig(in, f, h, mtu)
 	}
 	b := f.Bytes()
 	if in.kind != PortGateway { // netstack is this node's own: its packets have made no hop yet
@@ -106,6 +128,9 @@ func (w *worker) send(in, out *port, f *frame.Frame, h *wire.Headers) drop.Reaso
 	}
 	copy(b, out.mac[:])
 	copy(b[6:], GatewayMAC[:])
+	if tooBig {
+		return w.cut(in, out, f, h, mtu)
+	}
 	w.stage(out, f)
 	return drop.None
 }
@@ -117,10 +142,9 @@ func (w *worker) lookup(h *wire.Headers) bool {
 }
 
 // hasFlow reports whether the packet is of a kind that the flow table holds.
-// Fragments are not: those behind the first carry no ports, so the first would
-// go another way than the rest.
+// Fragments behind the first are not, as they carry no ports (fragment.go).
 func hasFlow(h *wire.Headers) bool {
-	if !h.HasL4 || h.Fragment {
+	if !h.HasL4 {
 		return false
 	}
 	switch h.Proto {
@@ -130,8 +154,8 @@ func hasFlow(h *wire.Headers) bool {
 	return h.IsEcho()
 }
 
-// forwardFlowless sends what has no flow, fragments and other protocols, by the
-// FIB alone. Nothing could rewrite it, so it can't be for a VIP.
+// forwardFlowless sends what has no flow, other protocols and their fragments, by
+// the FIB alone. Nothing could rewrite it, so it can't be for a VIP.
 func (w *worker) forwardFlowless(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	if r := martianTarget(&h.Dst); r != drop.None {
 		return r
@@ -155,13 +179,14 @@ func packetBytes(f *frame.Frame, h *wire.Headers) int {
 // over an address or a port would change it behind the guards' back.
 func checkOffload(f *frame.Frame, h *wire.Headers) drop.Reason {
 	v := &f.VNet
-	if v.Flags&frame.NeedsCsum != 0 && !checksumPlaced(v, h) {
+	// A fragment has only a part of what its datagram's checksum covers.
+	if v.Flags&frame.NeedsCsum != 0 && (h.Fragment || !checksumPlaced(v, h)) {
 		return drop.BadOffload
 	}
 	if !v.IsGSO() {
 		return drop.None
 	}
-	ok := v.Flags&frame.NeedsCsum != 0 && int(v.CsumStart) == h.L4Off && v.GSOSize != 0 && h.HasL4 && !h.Fragment
+	ok := v.Flags&frame.NeedsCsum != 0 && int(v.CsumStart) == h.L4Off && v.GSOSize != 0 && h.HasL4
 	switch v.GSOType.Kind() {
 	case frame.GSOTCPv4:
 		ok = ok && h.Proto == wire.ProtoTCP && !h.V6

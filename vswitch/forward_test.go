@@ -41,8 +41,8 @@ func TestForwardDirect(t *testing.T) {
 			in: owned(fromA(wiretest.Packet{Dst: podB4, Proto: 17, SrcPort: 1, DstPort: 2, NoChecksum: true}).Frame())},
 		{name: "SCTP between pods", from: "a", out: "b", dst: macB, ttl: 63, proto: 132,
 			in: owned(fromA(wiretest.Packet{Dst: podB4, Proto: 132, SrcPort: 1, DstPort: 2, Payload: make([]byte, 20)}).Frame())},
-		{name: "a later fragment goes by the FIB", from: "a", out: "b", dst: macB, ttl: 63, proto: 17,
-			in: owned(fromA(wiretest.Packet{Dst: podB4, Proto: 17, FragmentOffset: 1480, Payload: make([]byte, 64)}).Frame())},
+		{name: "a later fragment of a protocol without ports", from: "a", out: "b", dst: macB, ttl: 63, proto: 47,
+			in: owned(fromA(wiretest.Packet{Dst: podB4, Proto: 47, FragmentOffset: 1480, Payload: make([]byte, 64)}).Frame())},
 		{name: "a protocol without ports", from: "a", out: "b", dst: macB, ttl: 63, proto: 47,
 			in: owned(fromA(wiretest.Packet{Dst: podB4, Proto: 47, Payload: make([]byte, 8)}).Frame())},
 	} {
@@ -170,7 +170,9 @@ func TestDropsWithoutAnswer(t *testing.T) {
 		{"IPv6 segmentation of IPv4", "a", gso(frame.VNet{Flags: frame.NeedsCsum, GSOType: frame.GSOTCPv6, GSOSize: 1000, CsumStart: 34, CsumOffset: 16},
 			wiretest.Packet{Dst: podB4, Proto: 6, Flags: wire.ACK, Payload: make([]byte, 3000)}), drop.BadOffload},
 
-		{"a fragment to a VIP", "a", owned(fromA(wiretest.Packet{Dst: vip4, Proto: 17, DstPort: 80, MoreFragments: true, Payload: make([]byte, 64)}).Frame()), drop.StrayFragment},
+		{"a fragment to a VIP of a protocol without ports", "a", owned(fromA(wiretest.Packet{Dst: vip4, Proto: 47, FragmentOffset: 64, Payload: make([]byte, 64)}).Frame()), drop.StrayFragment},
+		{"a fragment with a partial checksum", "a", gso(frame.VNet{Flags: frame.NeedsCsum, CsumStart: 34, CsumOffset: 6},
+			wiretest.Packet{Dst: podB4, Proto: 17, DstPort: 80, MoreFragments: true, Payload: make([]byte, 64)}), drop.BadOffload},
 		{"an ICMP error about no flow to a VIP", "a", owned(fromA(wiretest.Packet{Dst: vip4, Proto: 1, ICMPType: 3,
 			Payload: wiretest.Packet{Src: vip4, Dst: podA4, Proto: 17}.IP()}).Frame()), drop.NoFlow},
 		{"an ICMP error that quotes another's packet", "a", owned(fromA(wiretest.Packet{Dst: podB4, Proto: 1, ICMPType: 3,

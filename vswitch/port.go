@@ -89,6 +89,7 @@ type port struct {
 	queues   []Queue
 	counters []counters // by worker
 	answers  []limiter  // by worker: frames of the switch's own
+	spares   []*spares  // by worker: nil until one is needed
 }
 
 // ownerSeed makes a pod's identity in the flow table: of no meaning outside this process.
@@ -102,6 +103,7 @@ func newPort(id uint32, c *PortConfig) *port {
 		id: id, kind: c.Kind, name: c.Name, mac: c.MAC, mtuBytes: c.MTUBytes, queues: c.Queues,
 		counters: make([]counters, len(c.Queues)),
 		answers:  make([]limiter, len(c.Queues)),
+		spares:   make([]*spares, len(c.Queues)),
 	}
 	for i := range p.answers {
 		p.answers[i].tokens = answersBurst

@@ -40,7 +40,9 @@ func rewrite(f *frame.Frame, h *wire.Headers, to *flow.Key) {
 		}
 		putPorts(l4, to)
 	case wire.ProtoSCTP:
-		rewriteSCTP(l4, to)
+		if !h.Fragment { // whose ports stay, see rewritesInPieces
+			rewriteSCTP(l4, to)
+		}
 	case wire.ProtoICMP, wire.ProtoICMPv6:
 		rewriteEcho(l4, h, to)
 	}

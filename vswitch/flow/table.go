@@ -102,6 +102,9 @@ type Table struct {
 	admission admission
 	now       atomic.Uint32 // latest tick that Insert or Expire was told
 
+	// Fragments knows which tuple the pieces of a datagram belong to.
+	Fragments *Fragments
+
 	shards []shard
 
 	sweepMu sync.Mutex
@@ -135,6 +138,7 @@ func New(cfg Config) (*Table, error) {
 	t := &Table{layout: l, release: release, shards: make([]shard, 1<<plan.shardBits)}
 	t.idleTicks = cfg.Timeouts.ticks()
 	t.admission.init(l.records, cfg.PerOwner)
+	t.Fragments = newFragments(&l.header.hashKey)
 	return t, nil
 }
 

@@ -50,8 +50,11 @@ type Frame struct {
 }
 
 // New makes an owned, empty frame with its own buffer.
-func New() *Frame {
-	f := &Frame{buf: make([]byte, bufferBytes)}
+func New() *Frame { return NewSized(MaxBytes) }
+
+// NewSized makes an owned, empty frame with room for n bytes only.
+func NewSized(n int) *Frame {
+	f := &Frame{buf: make([]byte, (HeadroomBytes+n+63)&^63)}
 	f.Reset()
 	return f
 }
