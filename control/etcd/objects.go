@@ -18,7 +18,9 @@ import (
 	"vswitch/control"
 )
 
-// Apply implements control.Store. An object that is stored just so already is not
+// Apply implements control.Store. All are checked before the first is written, so
+// that a bad one leaves nothing behind; what another node writes in between can
+// still have a later one refused. An object that is stored just so already is not
 // written again and keeps its resource version.
 func (s *Store) Apply(ctx context.Context, objs []control.Object) ([]control.Object, error) {
 	var out []control.Object
@@ -26,6 +28,13 @@ func (s *Store) Apply(ctx context.Context, objs []control.Object) ([]control.Obj
 		if err := control.Validate(o); err != nil {
 			return out, err
 		}
+	}
+	if len(objs) > 1 { // one alone is checked as it is written
+		if err := s.rehearse(ctx, objs); err != nil {
+			return out, err
+		}
+	}
+	for _, o := range objs {
 		stored, err := s.applyOne(ctx, o)
 		if err != nil {
 			return out, err
@@ -90,11 +99,7 @@ func (s *Store) applySlice(ctx context.Context, slice *discoveryv1.EndpointSlice
 	if err != nil {
 		return nil, s.wrap(err)
 	}
-	nodes := control.NewObjects(control.Self{ServiceCIDRs: s.cfg.ServiceCIDRs})
-	for _, n := range decodeAll[*corev1.Node](s, kvsOf(r, 0)) {
-		nodes.Put(n)
-	}
-	if err := nodes.CheckEndpoints(slice); err != nil {
+	if err := s.endpointRules(decodeAll[*corev1.Node](s, kvsOf(r, 0))).CheckEndpoints(slice); err != nil {
 		return nil, err
 	}
 	return s.put(ctx, slice, kvsOf(r, 1), "", 0)

@@ -65,6 +65,45 @@ func TestWhatIsHeldIsRefusedByTheHoldersName(t *testing.T) {
 }
 
 // Nodes that apply at the same time get different addresses and ports.
+// TestABadObjectLeavesNothingOfItsFileBehind applies files whose last object the
+// store refuses, by what it holds or by what comes before in the file.
+func TestABadObjectLeavesNothingOfItsFileBehind(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	s.apply(st, serviceYAML("web", "  clusterIP: 10.96.1.1\n"))
+	good := serviceYAML("good", "")
+	for name, bad := range map[string]string{
+		"an address outside the range":    serviceYAML("bad", "  clusterIP: 10.200.0.1\n"),
+		"an address that is held":         serviceYAML("bad", "  clusterIP: 10.96.1.1\n"),
+		"an address twice in the file":    serviceYAML("one", "  clusterIP: 10.96.1.9\n") + "\n---\n" + serviceYAML("two", "  clusterIP: 10.96.1.9\n"),
+		"a node's CIDR twice in the file": fmt.Sprintf(flannelNode, "k1", "10.244.9.0/24") + "\n---\n" + fmt.Sprintf(flannelNode, "k2", "10.244.9.0/25"),
+		"an endpoint at a node of the file": fmt.Sprintf(flannelNode, "k1", "10.244.9.0/24") + `
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: bad, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: ["192.0.2.7"]}]
+`,
+	} {
+		if out, err := st.Apply(s.context(), decode(t, good+"\n---\n"+bad)); err == nil || len(out) > 0 {
+			t.Errorf("%s: %d applied, err %v", name, len(out), err)
+		}
+		for _, kind := range []control.Kind{control.KindService, control.KindNode, control.KindEndpointSlice} {
+			list, err := st.List(s.context(), kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range list {
+				if o.GetName() != "web" {
+					t.Errorf("%s: left %v behind", name, control.KeyOf(o))
+				}
+			}
+		}
+	}
+}
+
 func TestConcurrentAllocationsAreDistinct(t *testing.T) {
 	s := newServer(t)
 	const nodes, each = 3, 6

@@ -12,8 +12,8 @@ import (
 	apiv1 "vswitch/control/api/v1"
 )
 
-// Apply implements apiv1.NodeServer. Every document is read and checked before
-// the first is stored, so that a mistake in one changes nothing.
+// Apply implements apiv1.NodeServer. Every document is read and checked, here and by
+// the store, before the first is stored, so that a mistake in one changes nothing.
 func (s *Server) Apply(ctx context.Context, r *apiv1.ApplyRequest) (*apiv1.ApplyReply, error) {
 	var objs []control.Object
 	for i, doc := range r.GetDocuments() {
@@ -30,19 +30,20 @@ func (s *Server) Apply(ctx context.Context, r *apiv1.ApplyRequest) (*apiv1.Apply
 	if err != nil {
 		return nil, statusOf(err)
 	}
+	stored, err := s.cfg.Objects.Apply(ctx, objs)
+	if err != nil && len(stored) > 0 { // another writer came in between
+		err = fmt.Errorf("%w (%d of %d objects are applied)", err, len(stored), len(objs))
+	}
+	if err != nil {
+		return nil, statusOf(err)
+	}
 	reply := &apiv1.ApplyReply{}
-	for _, o := range objs {
-		stored, err := s.cfg.Objects.Apply(ctx, []control.Object{o})
+	for _, o := range stored {
+		result, err := objectResult(o, before)
 		if err != nil {
-			return nil, statusOf(fmt.Errorf("%w (%d of %d applied)", err, len(reply.Results), len(objs)))
+			return nil, internal(err)
 		}
-		for _, o := range stored {
-			result, err := objectResult(o, before)
-			if err != nil {
-				return nil, internal(err)
-			}
-			reply.Results = append(reply.Results, result)
-		}
+		reply.Results = append(reply.Results, result)
 	}
 	return reply, nil
 }
