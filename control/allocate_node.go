@@ -161,6 +161,20 @@ func CheckNode(existing []*corev1.Node, n *corev1.Node, serviceCIDRs []netip.Pre
 			taken.Insert(p, "Node "+other.Name)
 		}
 	}
+	// A prefix with a node's own address in it would lead the tunnel into itself.
+	for _, node := range append([]*corev1.Node{n}, existing...) {
+		facts, err := NodeFactsOf(node)
+		if err != nil {
+			continue // it can't be reached, whatever its address
+		}
+		for _, a := range facts.Underlays {
+			for _, p := range prefixes {
+				if p.Contains(a) {
+					return invalidField(n, "spec.podCIDRs", "%s holds %s, the address of Node %s; want a prefix for pods alone", p, a, node.Name)
+				}
+			}
+		}
+	}
 	for _, p := range prefixes {
 		if holder, ok := overlapping(&taken, p); ok {
 			return &ConflictError{What: "pod CIDR " + p.String(), Holder: holder, Advice: "choose a prefix that is free"}

@@ -161,6 +161,7 @@ func TestForeignNodesTakeTheirPrefixes(t *testing.T) {
 		{"a prefix around another node's", "x", "10.244.0.0/16", "Node "},
 		{"the service CIDR", "x", "10.96.4.0/24", "the service CIDR"},
 		{"the name of a vswitch node", "a", "10.9.0.0/24", "a node that vswitch runs"},
+		{"the network that the nodes are in", "x", "192.0.2.0/24", "the address of Node"},
 	} {
 		_, err := st.Apply(s.context(), decode(t, fmt.Sprintf(flannelNode, tt.node, tt.cidr)))
 		if err == nil {
