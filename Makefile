@@ -79,8 +79,13 @@ soak: test-deps build ## the long-running tests for SOAK (12h)
 	@VSWITCH_BIN=$(CURDIR)/bin go test -count=1 -v -timeout 0 -run Soak ./internal/e2e
 
 .PHONY: bench
-bench: bench-deps build ## measure against the kernel on this machine; ONLY=regexp picks rows
+bench: bench-deps build ## measure against the kernel and other networks on this machine; ONLY=regexp picks rows
+	@go test -c -o bin/fib.test ./vswitch/fib
 	@bin/vswitch-bench run $(if $(ONLY),--only '$(ONLY)') $(if $(PAIRS),--pairs $(PAIRS)) --json out/bench.json
+
+.PHONY: bench-doc
+bench-doc: build ## put the last run's table and plots into docs/benchmarks.md
+	@bin/vswitch-bench report out/bench.json
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck

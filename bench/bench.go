@@ -12,9 +12,12 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vswitch/internal/lab"
 )
@@ -209,7 +212,9 @@ type network struct {
 	lab *lab.Lab // nil where there is nothing but code
 	endpoints
 	daemon *lab.Process // of an idle node
-	binDir string
+	// restless uses CPU without traffic, and so is stopped while others are measured.
+	restless *lab.Process
+	binDir   string
 	// drops counts what the system dropped so far, by reason; nil: it doesn't say.
 	dropped func(context.Context) (map[string]uint64, error)
 }
@@ -225,7 +230,15 @@ func (n *network) close() error {
 	if n.lab == nil {
 		return nil
 	}
-	return n.lab.Close()
+	return errors.Join(n.rest(unix.SIGCONT), n.lab.Close())
+}
+
+// rest stops a restless system's process, or lets it go on.
+func (n *network) rest(s unix.Signal) error {
+	if n.restless == nil {
+		return nil
+	}
+	return n.restless.Signal(s)
 }
 
 // sample measures once, with the machine's CPU time around it. A figure of zero
@@ -233,6 +246,10 @@ func (n *network) close() error {
 func (n *network) sample(ctx context.Context, l *Load, metric string, d time.Duration, self string) (Sample, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d+20*time.Second, fmt.Errorf("not done 20 s after its time"))
 	defer cancel()
+	if err := n.rest(unix.SIGCONT); err != nil {
+		return Sample{}, err
+	}
+	defer n.rest(unix.SIGSTOP)
 	before, err := busyCPU()
 	if err != nil {
 		return Sample{}, err

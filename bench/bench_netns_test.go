@@ -15,7 +15,7 @@ import (
 
 // TestMain lets the test binary be both sides of its own round trips.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "load") {
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
 		c := &cobra.Command{}
 		c.AddCommand(traffic.Commands()...)
 		if err := c.Execute(); err != nil {
@@ -26,41 +26,47 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestKernelAgainstItself(t *testing.T) {
+// peers are the systems that need a program of their own, and which.
+var peers = map[string]string{"ovs-netdev": "ovs-vswitchd", "slirp4netns": "slirp4netns", "pasta": "pasta", "nftables-dnat": "nft"}
+
+func TestEveryPeerAgainstItself(t *testing.T) {
 	labtest.NeedRoot(t)
-	if _, err := exec.LookPath("iperf3"); err != nil {
-		t.Skipf("%v: make bench-deps", err)
-	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	scenarios, err := Parse([]byte(`
-defaults: {duration: 50ms}
-scenarios:
-- {name: bridge, topology: same-node, subject: kernel-bridge, baseline: kernel-bridge, load: {kind: udp-rtt}}
-- {name: vxlan, topology: two-nodes, underlay: wire, subject: kernel-vxlan, baseline: kernel-vxlan, load: {kind: tcp-rtt}}
-- {name: stream, topology: same-node, subject: kernel-bridge, baseline: kernel-bridge, load: {kind: tcp, streams: 2}, duration: 1s}
-`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var progress strings.Builder
-	rows, err := Run(t.Context(), scenarios, Options{Self: self, Pairs: 1, Progress: &progress})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range rows {
-		// The bounds are of what can be right at all: one system, measured twice.
-		if r.Error != "" || r.Ratio.Median < 0.05 || r.Ratio.Median > 20 || len(r.Subject.Samples) != 1 {
-			t.Errorf("%s: %+v", r.Name, r)
-		}
-	}
-	if len(rows) != len(scenarios) {
-		t.Errorf("%d rows of %d scenarios", len(rows), len(scenarios))
-	}
-	if t.Failed() {
-		t.Log(progress.String())
+	for _, tt := range []struct{ system, topology, load string }{
+		{"kernel-bridge", "topology: same-node", "{kind: udp-bulk, uso: true}"},
+		{"kernel-bridge", "topology: same-node", "{kind: tcp, streams: 2}"},
+		{"kernel-vxlan", "{topology: two-nodes, underlay: wire}", "{kind: tcp-rtt}"},
+		{"ovs-netdev", "topology: same-node", "{kind: udp-rate}"},
+		{"nftables-dnat", "topology: cluster-ip", "{kind: connections}"},
+		{"slirp4netns", "topology: egress", "{kind: tcp-rtt}"},
+		{"pasta", "topology: egress", "{kind: tcp-rtt}"},
+	} {
+		t.Run(tt.system+" "+tt.load, func(t *testing.T) {
+			program := peers[tt.system]
+			if strings.Contains(tt.load, "kind: tcp,") {
+				program = "iperf3"
+			}
+			if _, err := exec.LookPath(program); program != "" && err != nil {
+				t.Skipf("%v: make bench-deps", err)
+			}
+			scenarios, err := Parse([]byte("scenarios:\n- {name: x, " + strings.Trim(tt.topology, "{}") + ", subject: " + tt.system +
+				", baseline: " + tt.system + ", duration: 50ms, load: " + tt.load + "}\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var progress strings.Builder
+			rows, err := Run(t.Context(), scenarios, Options{Self: self, Pairs: 1, Progress: &progress})
+			if err != nil || len(rows) != 1 {
+				t.Fatalf("%d rows, %v", len(rows), err)
+			}
+			// The bounds are of what can be right at all: one system, measured twice.
+			if r := rows[0]; r.Error != "" || r.Ratio.Median < 0.05 || r.Ratio.Median > 20 || len(r.Subject.Samples) != 1 {
+				t.Errorf("%+v\n%s", r, progress.String())
+			}
+		})
 	}
 }
 
@@ -72,8 +78,8 @@ func TestFailedRunIsAFailedRowAndTheOthersGoOn(t *testing.T) {
 	}
 	scenarios, err := Parse([]byte(`
 scenarios:
-- {name: broken, topology: same-node, subject: vswitch, baseline: kernel-bridge, load: {kind: udp-rtt}, duration: 50ms}
-- {name: whole, topology: same-node, subject: kernel-bridge, baseline: kernel-bridge, load: {kind: udp-rtt}, duration: 50ms}
+- {name: broken, topology: same-node, subject: vswitch, baseline: kernel-bridge, load: {kind: tcp-rtt}, duration: 50ms}
+- {name: whole, topology: same-node, subject: kernel-bridge, baseline: kernel-bridge, load: {kind: tcp-rtt}, duration: 50ms}
 `))
 	if err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ type Machine struct {
 func Describe(ctx context.Context, commit string) Machine {
 	m := Machine{
 		Cores: runtime.NumCPU(), Go: runtime.Version(), Commit: commit, Started: time.Now().UTC().Truncate(time.Second),
-		CPU: runtime.GOARCH, Versions: map[string]string{},
+		CPU: runtime.GOARCH,
 	}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		if f := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(b); f != nil {
@@ -49,12 +49,28 @@ func Describe(ctx context.Context, commit string) Machine {
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		m.LoadAverage = strings.Join(strings.Fields(string(b))[:3], " ")
 	}
-	if out, err := exec.CommandContext(ctx, "iperf3", "--version").Output(); err == nil {
-		if f := strings.Fields(string(out)); len(f) > 1 {
-			m.Versions["iperf3"] = f[1]
+	m.Versions = packageVersions(ctx)
+	return m
+}
+
+// packages are Debian's, of the programs used: what `make bench-deps` installs.
+var packages = []string{"iperf3", "sockperf", "openvswitch-switch", "passt", "slirp4netns", "nftables"}
+
+// packageVersions asks for the packages' versions; not every program knows its own.
+func packageVersions(ctx context.Context) map[string]string {
+	// An error is one of a package that isn't there; the others are printed all the same.
+	out, _ := exec.CommandContext(ctx, "dpkg-query", append([]string{"-W", "-f", "${Package} ${Version}\n"}, packages...)...).Output()
+	return parseVersions(string(out))
+}
+
+func parseVersions(out string) map[string]string {
+	v := map[string]string{}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 2 {
+			v[f[0]] = f[1]
 		}
 	}
-	return m
+	return v
 }
 
 // ticksPerSecond is USER_HZ, 100 on every architecture Go supports on Linux.

@@ -51,8 +51,8 @@ type Sample struct {
 	Value           float64            `json:"value"`
 	Figures         map[string]float64 `json:"figures,omitempty"`
 	CPUSeconds      float64            `json:"cpuSeconds"`
-	CPUSecondsPerGB float64 `json:"cpuSecondsPerGB,omitempty"`
-	Detail          any     `json:"detail,omitempty"`
+	CPUSecondsPerGB float64            `json:"cpuSecondsPerGB,omitempty"`
+	Detail          any                `json:"detail,omitempty"`
 }
 
 // Spread is a median and the range around it.

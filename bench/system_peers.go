@@ -29,11 +29,13 @@ func openKernelBridge(_ context.Context, l *lab.Lab, k networkKey) (*network, er
 }
 
 func openOVS(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
-	pods, err := l.OVSNetdev(ctx, 2, k.mtuBytes)
+	pods, process, err := l.OVSNetdev(ctx, 2, k.mtuBytes)
 	if err != nil {
 		return nil, err
 	}
-	return between(pods[0], pods[1]), nil
+	n := between(pods[0], pods[1])
+	n.restless = process
+	return n, nil
 }
 
 func openKernelVXLAN(_ context.Context, l *lab.Lab, k networkKey) (*network, error) {

@@ -38,7 +38,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(runCommand(), listCommand())
+	c.AddCommand(runCommand(), listCommand(), compareCommand(), plotCommand(), reportCommand())
 	c.AddCommand(traffic.Commands()...)
 	return c
 }

@@ -20,14 +20,15 @@ import (
 
 // OVSNetdev makes pods in one subnet, each joined by veth to one bridge of Open
 // vSwitch's user-space datapath (datapath_type=netdev). Its daemons run in a
-// namespace of their own, with their sockets and database in the lab's directory.
-func (l *Lab) OVSNetdev(ctx context.Context, pods, mtuBytes int) ([]*KernelPod, error) {
+// namespace of their own, with their sockets and database in the lab's
+// directory. The process returned is the one that switches: it polls.
+func (l *Lab) OVSNetdev(ctx context.Context, pods, mtuBytes int) ([]*KernelPod, *Process, error) {
 	space, err := l.NewNamespace("ovs")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := space.up("lo"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	subnet4, subnet6 := netip.MustParsePrefix("10.240.0.0/24"), netip.MustParsePrefix("fd00:10:240::/64")
 	var made []*KernelPod
@@ -35,56 +36,58 @@ func (l *Lab) OVSNetdev(ctx context.Context, pods, mtuBytes int) ([]*KernelPod, 
 	for i := range pods {
 		p, err := l.NewNamespace(fmt.Sprintf("opod%d", i+1))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		port := fmt.Sprintf("veth%d", i+1)
 		kp := &KernelPod{Namespace: p, IPv4: host(subnet4, i+1), IPv6: host(subnet6, i+1)}
 		err = errors.Join(p.up("lo"), p.noDAD(), p.AllowPing(), connect(p, "eth0", space, port, mtuBytes, OffloadDefault))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		// This datapath completes no checksum and cuts no super-frame that comes
 		// over a packet socket, so the pods' kernels must.
 		if _, err := p.Exec(ctx, Command{Path: "ethtool", Args: []string{"-K", "eth0", "tx", "off", "tso", "off", "gso", "off"}}); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		err = errors.Join(p.address("eth0", netip.PrefixFrom(kp.IPv4, subnet4.Bits())), p.address("eth0", netip.PrefixFrom(kp.IPv6, subnet6.Bits())))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		made = append(made, kp)
 		vsctl = append(vsctl, "--", "add-port", "br0", port)
 	}
-	return made, space.startOVS(ctx, vsctl)
+	p, err := space.startOVS(ctx, vsctl)
+	return made, p, err
 }
 
 // startOVS starts Open vSwitch's two daemons in the namespace and has them do
 // what vsctl says. The lab ends them, by pid.
-func (n *Namespace) startOVS(ctx context.Context, vsctl []string) error {
+func (n *Namespace) startOVS(ctx context.Context, vsctl []string) (*Process, error) {
 	const schema = "/usr/share/openvswitch/vswitch.ovsschema"
 	db, socket := n.lab.path("ovs.db"), "unix:"+n.lab.path("ovs.sock")
 	if _, err := n.Exec(ctx, Command{Path: "ovsdb-tool", Args: []string{"create", db, schema}}); err != nil {
-		return err
+		return nil, err
 	}
 	env := []string{"OVS_RUNDIR=" + n.lab.Dir, "OVS_LOGDIR=" + n.lab.Dir, "OVS_DBDIR=" + n.lab.Dir, "OVS_SYSCONFDIR=" + n.lab.Dir}
 	server, err := n.Start(Command{Path: "ovsdb-server", Env: env, Args: []string{db, "--remote=p" + socket, "--unixctl=" + n.lab.path("ovsdb.ctl")}})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	run := func(args ...string) error {
 		_, err := n.Exec(ctx, Command{Path: "ovs-vsctl", Env: env, Args: append([]string{"--timeout=10", "--db=" + socket}, args...)})
 		return err
 	}
 	if err := waitFor(ctx, server, func() bool { return exists(n.lab.path("ovs.sock")) }); err != nil {
-		return err
+		return nil, err
 	}
 	if err := run("--no-wait", "init"); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err = n.Start(Command{Path: "ovs-vswitchd", Env: env, Args: []string{socket, "--unixctl=" + n.lab.path("ovs.ctl")}}); err != nil {
-		return err
+	p, err := n.Start(Command{Path: "ovs-vswitchd", Env: env, Args: []string{socket, "--unixctl=" + n.lab.path("ovs.ctl")}})
+	if err != nil {
+		return nil, err
 	}
-	return run(vsctl...) // returns once ovs-vswitchd has done it
+	return p, run(vsctl...) // returns once ovs-vswitchd has done it
 }
 
 // waitFor waits until done says so, or the process has ended.
@@ -194,7 +197,7 @@ func (n *Node) Slirp4netns(ctx context.Context, mtuBytes int) (*Namespace, error
 // Pasta makes a namespace whose way outside is pasta, run on the node.
 func (n *Node) Pasta(ctx context.Context, mtuBytes int) (*Namespace, error) {
 	return n.userMode(ctx, "pasta", func(path string) []string {
-		return []string{"--foreground", "--config-net", "--ipv4-only", "--mtu", strconv.Itoa(mtuBytes), "--ns-ifname", "eth0", "--runas", "0:0",
+		return []string{"--foreground", "--quiet", "--config-net", "--ipv4-only", "--no-map-gw", "--mtu", strconv.Itoa(mtuBytes), "--ns-ifname", "eth0", "--runas", "0:0",
 			"--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none", "--netns-only", "--netns", path}
 	})
 }
