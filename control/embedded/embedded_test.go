@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -313,6 +314,36 @@ func TestListeningOffLoopbackTakesTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What can't be listened on is refused at once, unless the store that holds the
+// port is the very one.
+func TestWhereTheStoreCannotListen(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + taken.Addr().String()
+	for _, bad := range []string{url, "http://192.0.2.99:2379"} { // taken; not this host's (RFC 5737)
+		c := Config{Dir: tempDir(t), ListenClient: bad, Insecure: true}
+		s, err := Start(SupervisorConfig{Store: c})
+		if err == nil {
+			s.Close()
+			t.Errorf("%s: accepted", bad)
+		} else if !strings.Contains(err.Error(), "--listen-client "+bad) || !strings.Contains(err.Error(), "want an address of this host") {
+			t.Errorf("%s: %v; want the flag, the value and what would be right", bad, err)
+		}
+	}
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Dir: tempDir(t), ListenClient: url}
+	first := start(t, c)
+	defer first.Close()
+	ready(t, first)
+	second := start(t, c)
+	defer second.Close()
+	ready(t, second)
 }
 
 func TestArgsAreReadBack(t *testing.T) {

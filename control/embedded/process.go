@@ -88,6 +88,16 @@ func find(dir string) *process {
 	return p
 }
 
+// runs reports whether a store serves dir.
+func runs(dir string) bool {
+	var id identity
+	if err := identityFile(dir).Read(&id); err != nil || id.BootID != bootID() {
+		return false
+	}
+	start, err := startTime(id.PID)
+	return err == nil && start == id.Start
+}
+
 // watch waits for a process that is not our child: its descriptor becomes readable
 // when it ends.
 func (p *process) watch() {

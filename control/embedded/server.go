@@ -121,6 +121,23 @@ func (c *Config) listenURL() (*url.URL, error) {
 	return u, nil
 }
 
+// tryListen sees whether ListenClient can be listened on. A store of this directory
+// that runs already may hold the port.
+func (c *Config) tryListen() error {
+	u, err := c.listenURL()
+	if err != nil || u == nil {
+		return err
+	}
+	l, err := net.Listen("tcp", u.Host)
+	switch {
+	case err == nil:
+		return l.Close()
+	case errors.Is(err, unix.EADDRINUSE) && runs(c.Dir):
+		return nil
+	}
+	return fmt.Errorf("--listen-client %s: %w; want an address of this host and a port that is free", c.ListenClient, err)
+}
+
 // Timing of the one member: with nobody to agree with, elections can be quick, and
 // a start is ready in a fraction of a second rather than in one.
 const (

@@ -36,9 +36,13 @@ type Supervisor struct {
 	lastErr  error
 }
 
-// Start begins to supervise.
+// Start begins to supervise. What can't be listened on is refused here: the store
+// would end, and be started again, for ever.
 func Start(cfg SupervisorConfig) (*Supervisor, error) {
 	if err := cfg.Store.Validate(); err != nil {
+		return nil, err
+	}
+	if err := cfg.Store.tryListen(); err != nil {
 		return nil, err
 	}
 	if cfg.Executable == "" {
