@@ -21,7 +21,7 @@ func (f TLSFiles) Client() (*tls.Config, error) {
 	if f.CA != "" {
 		pem, err := os.ReadFile(f.CA)
 		if err != nil {
-			return nil, fmt.Errorf("--store-ca: %w", err)
+			return nil, fmt.Errorf("--store-ca %s: %w; want a PEM file of the authority's certificate", f.CA, err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
@@ -36,7 +36,7 @@ func (f TLSFiles) Client() (*tls.Config, error) {
 	}
 	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {
-		return nil, fmt.Errorf("--store-cert %s, --store-key %s: %w", f.Cert, f.Key, err)
+		return nil, fmt.Errorf("--store-cert %s, --store-key %s: %w; want PEM files of a certificate and its key", f.Cert, f.Key, err)
 	}
 	c.Certificates = []tls.Certificate{cert}
 	return c, nil

@@ -202,6 +202,10 @@ func (n *node) openTunnel() error {
 
 func (n *node) openStore() error {
 	endpoints := n.cfg.Store.URLs
+	tls := etcd.TLSFiles{CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key}
+	if _, err := tls.Client(); err != nil { // ahead of an embedded store, which would only end and end again
+		return err
+	}
 	for _, u := range n.cfg.Store.InTheClear() {
 		n.log.Warn("the store is reached in clear text: whoever is on the way there owns the cluster", "addr", u)
 	}
@@ -222,7 +226,7 @@ func (n *node) openStore() error {
 	var err error
 	n.store, err = etcd.New(etcd.Config{
 		Endpoints:    endpoints,
-		TLS:          etcd.TLSFiles{CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key},
+		TLS:          tls,
 		Node:         n.cfg.Node,
 		ServiceCIDRs: n.cfg.ServiceCIDR,
 		Log:          n.log,

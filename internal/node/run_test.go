@@ -367,6 +367,9 @@ func TestWhatCannotBeOpenedIsNamed(t *testing.T) {
 		{"an authority that is no file", func(c *config.Config) {
 			c.Store.URLs, c.Store.CA = []string{"https://127.0.0.1:1"}, "/nonexistent/ca.pem"
 		}, []string{"--store-ca", "/nonexistent/ca.pem"}},
+		{"an embedded store's certificate that is no file", func(c *config.Config) {
+			c.Store = config.Store{ListenClient: "https://127.0.0.1:0", Cert: "/nonexistent/cert.pem", Key: "/nonexistent/key.pem"}
+		}, []string{"--store-cert", "/nonexistent/cert.pem", "want PEM files"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
