@@ -231,7 +231,7 @@ func TestBadEnvironmentAndFile(t *testing.T) {
 		{"a file cannot name another", sources{file: "config: /tmp/other.yaml\n"}, []string{`unknown setting "config"`}},
 		{"no mapping", sources{file: "- a\n- b\n"}, []string{"--config", "mapping"}},
 		{"a mapping as value", sources{file: "mtu: {v4: 1}\n"}, []string{"mtu", "one value or a list"}},
-		{"numbers in a list", sources{file: "cluster-cidr: [1, 2]\n"}, []string{"cluster-cidr", "list of strings"}},
+		{"numbers in a list", sources{file: "cluster-cidr: [1, 2]\n"}, []string{"cluster-cidr: [1 2]", "list of strings"}},
 		{"not YAML", sources{file: "mtu: [\n"}, []string{"--config"}},
 	}
 	for _, tt := range tests {

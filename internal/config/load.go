@@ -167,7 +167,7 @@ func scalar(v any) (string, error) {
 		for _, x := range v {
 			s, ok := x.(string)
 			if !ok {
-				return fmt.Sprint(v...), errors.New("want a list of strings")
+				return fmt.Sprint(v), errors.New("want a list of strings")
 			}
 			parts = append(parts, s)
 		}
