@@ -220,5 +220,9 @@ func newGet() *cobra.Command {
 	}
 	d.addFlag(cmd)
 	cmd.Flags().StringVarP(&format, "output", "o", "table", "`FORMAT`: table, json or yaml")
+	// Its error is a flag that doesn't exist or is completed twice.
+	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err)
+	}
 	return cmd
 }

@@ -247,4 +247,8 @@ func TestCompletionKnowsTheKinds(t *testing.T) {
 	if err != nil || !strings.Contains(out, "nodes\n") || !strings.Contains(out, "drops\n") {
 		t.Errorf("%v: %s", err, out)
 	}
+	out, err = run(t, "", "__complete", "get", "nodes", "-o", "")
+	if err != nil || !strings.Contains(out, "table\njson\nyaml\n") {
+		t.Errorf("formats: %v: %s", err, out)
+	}
 }
