@@ -126,9 +126,9 @@ func (c *Config) complete() error {
 	}
 	switch {
 	case c.Queues < 1 || c.Queues > 64:
-		return fmt.Errorf("Queues %d, want 1 to 64", c.Queues)
+		return fmt.Errorf("%d queues, want 1 to 64", c.Queues)
 	case c.MTUBytes < 1280 || c.MTUBytes > 65535:
-		return fmt.Errorf("MTUBytes %d, want 1280 to 65535", c.MTUBytes)
+		return fmt.Errorf("MTU %d, want 1280 to 65535", c.MTUBytes)
 	case c.MAC.IsZero() || c.MAC.IsMulticast():
 		return fmt.Errorf("MAC %v, want a unicast address", c.MAC)
 	case c.ConnectionsPerPod < 0 || c.HalfOpenPerPod < 0 || c.SessionsPerPod < 0 ||
