@@ -79,6 +79,23 @@ func benchLookups(b *testing.B, t *Table, addrs []wire.Addr, want Kind) {
 	b.ReportMetric(1e3/(float64(b.Elapsed().Nanoseconds())/float64(b.N)), "Mlookups/s")
 }
 
+// benchBatches looks up as a worker does that warms a batch first.
+func benchBatches(b *testing.B, t *Table, addrs []wire.Addr, want Kind) {
+	const batch = 32
+	i := 0
+	for b.Loop() {
+		k := i & (benchProbes - 1)
+		if i%batch == 0 {
+			t.Warm(addrs[k : k+batch])
+		}
+		if t.Lookup(&addrs[k]).Kind != want {
+			b.Fatalf("Lookup(%v) is not a %v", addrs[k], want)
+		}
+		i++
+	}
+	b.ReportMetric(1e3/(float64(b.Elapsed().Nanoseconds())/float64(b.N)), "Mlookups/s")
+}
+
 func BenchmarkLookupNode(b *testing.B) {
 	t := node()
 	for _, tc := range []struct {
@@ -95,6 +112,7 @@ func BenchmarkLookupNode(b *testing.B) {
 	} {
 		addrs := probes(tc.addr)
 		b.Run(tc.name, func(b *testing.B) { benchLookups(b, t, addrs, tc.want) })
+		b.Run(tc.name+"-batch-of-32", func(b *testing.B) { benchBatches(b, t, addrs, tc.want) })
 	}
 }
 
@@ -107,13 +125,14 @@ func BenchmarkLookupMillionHosts(b *testing.B) {
 		hits := probes(func(r *rand.Rand) netip.Addr { return tc.addr(r.IntN(benchRoutes)) })
 		misses := probes(func(r *rand.Rand) netip.Addr { return tc.addr(benchRoutes + r.IntN(benchRoutes)) })
 		b.Run(tc.name+"/hit", func(b *testing.B) { benchLookups(b, t, hits, Port) })
+		b.Run(tc.name+"/hit-batch-of-32", func(b *testing.B) { benchBatches(b, t, hits, Port) })
 		b.Run(tc.name+"/miss", func(b *testing.B) { benchLookups(b, t, misses, None) })
-		b.Run(tc.name+"/hit-under-100k-changes-per-s", func(b *testing.B) {
+		b.Run(tc.name+"/hit-batch-of-32-under-100k-changes-per-s", func(b *testing.B) {
 			if runtime.GOMAXPROCS(0) < 2 {
 				b.Skip("needs a second CPU for the writer")
 			}
 			stop := churn(t, tc.addr, 100_000)
-			benchLookups(b, t, hits, Port)
+			benchBatches(b, t, hits, Port)
 			made := stop()
 			b.ReportMetric(float64(made)/b.Elapsed().Seconds(), "changes/s")
 		})

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/gaissmai/bart"
+
 	"vswitch/internal/wire"
 )
 
@@ -112,7 +114,7 @@ func TestHostRoutesSurviveGrowthAndShrinking(t *testing.T) {
 				}
 			}
 			check(n-10, n)
-			if got := family.fill(table); got.slots > 1024 || got.live != 10 {
+			if got := family.fill(table); got.slots() > 1024 || got.live != 10 {
 				t.Errorf("after deleting all but 10 routes: %+v, want at most 1024 slots and 10 live", *got)
 			}
 		})
@@ -130,7 +132,7 @@ func TestChurnKeepsTheTableSmall(t *testing.T) {
 				if i >= 100 && !table.DeleteHost(family.addr(i-100)) {
 					t.Fatalf("DeleteHost(%v) = false", family.addr(i-100))
 				}
-				if f := family.fill(table); f.slots > 512 || f.used > f.slots/8*5 {
+				if f := family.fill(table); f.slots() > 512 {
 					t.Fatalf("at change %d: %+v", i, *f)
 				}
 			}
@@ -138,23 +140,206 @@ func TestChurnKeepsTheTableSmall(t *testing.T) {
 	}
 }
 
+// Addresses as clusters give them, differing in a few bits, must fill lines as
+// random ones do: no more entries lie behind their line.
+func TestRegularAddressesSpreadEvenly(t *testing.T) {
+	const n = 14000
+	r := rand.New(rand.NewPCG(1, 1))
+	random := func(f *fill) (behind int) { // entries that pass a line, homes being random
+		count := make([]int, f.lines)
+		for range f.live {
+			i := r.IntN(f.lines)
+			for ; count[i] == f.perLine; i = (i + 1) % f.lines {
+				behind++
+			}
+			count[i]++
+		}
+		return behind
+	}
+	for _, tc := range []struct {
+		name  string
+		route func(i int) netip.Prefix
+	}{
+		{"IPv4 pods of one node", func(i int) netip.Prefix { return netip.PrefixFrom(addr4(10<<24+uint32(i)), 32) }},
+		{"IPv4 node prefixes", func(i int) netip.Prefix { return netip.PrefixFrom(addr4(uint32(i)<<8), 24) }},
+		{"IPv6 pods of one node", func(i int) netip.Prefix { return netip.PrefixFrom(key6{0xfd00 << 48, uint64(i)}.addr(), 128) }},
+		{"IPv6 pods with both halves alike", func(i int) netip.Prefix { return netip.PrefixFrom(key6{uint64(i), uint64(i)}.addr(), 128) }},
+		{"IPv6 node prefixes", func(i int) netip.Prefix { return netip.PrefixFrom(key6{0xfd00<<48 + uint64(i), 0}.addr(), 64) }},
+		{"IPv6 short prefixes", func(i int) netip.Prefix { return netip.PrefixFrom(key6{0x2001<<48 + uint64(i)<<16, 0}.addr(), 48) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			table := New()
+			for i := range n {
+				table.SetPrefix(tc.route(i), NextHop{Peer, 1})
+			}
+			e4, e6 := &table.hosts4, &table.hosts6
+			if list := *table.prefixes4.longestFirst.Load(); len(list) > 0 {
+				e4 = &list[0].table
+			}
+			if list := *table.prefixes6.longestFirst.Load(); len(list) > 0 {
+				e6 = &list[0].table
+			}
+			behind := 0
+			for i := range e4.array.Load().lines {
+				behind += int(e4.array.Load().lines[i].tags.Load() >> passedShift)
+			}
+			for i := range e6.array.Load().lines {
+				behind += int(e6.array.Load().lines[i].tags.Load() >> passedShift)
+			}
+			f := &e4.fill
+			if e6.fill.live > 0 {
+				f = &e6.fill
+			}
+			if want := random(f); behind > want*3/2 {
+				t.Errorf("%d of %d entries lie behind their line, %d where they are random", behind, n, want)
+			}
+		})
+	}
+}
+
+// A route found among a thousand lengths of routes must be bart's.
+func TestLongestMatchEqualsATries(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 1))
+	table, want := New(), new(bart.Fast[NextHop])
+	random := func() netip.Addr { // few bits are random, so that prefixes nest
+		n := r.Uint64() & r.Uint64()
+		if r.IntN(2) == 0 {
+			return addr4(uint32(n))
+		}
+		return key6{0x2001<<48 | n>>40<<20, n}.addr()
+	}
+	var routes []netip.Prefix
+	for step := range 40000 {
+		a := random()
+		switch {
+		case len(routes) < 5000 || step%3 == 0:
+			p, hop := netip.PrefixFrom(a, r.IntN(a.BitLen()+1)).Masked(), randomHop(r)
+			table.SetPrefix(p, hop)
+			want.Insert(p, hop)
+			routes = append(routes, p)
+		case step%3 == 1:
+			i := r.IntN(len(routes))
+			_, had := want.Get(routes[i])
+			want.Delete(routes[i])
+			if got := table.DeletePrefix(routes[i]); got != had {
+				t.Fatalf("step %d: DeletePrefix(%v) = %v, want %v", step, routes[i], got, had)
+			}
+			routes[i] = routes[len(routes)-1]
+			routes = routes[:len(routes)-1]
+		}
+		for range 4 {
+			a := random()
+			hop, _ := want.Lookup(a)
+			if got := lookup(table, a); got != hop {
+				t.Fatalf("step %d: Lookup(%v) = %v, want %v", step, a, got, hop)
+			}
+		}
+	}
+	i := 0
+	for p, hop := range want.AllSorted() {
+		if p.IsSingleIP() {
+			continue
+		}
+		if got := table.sortedPrefixes()[i]; got != (route{p, hop}) {
+			t.Fatalf("All's prefix %d is %v, want %v by %v", i, got, p, hop)
+		}
+		if i++; i == 50 {
+			break
+		}
+	}
+	// Lengths without routes must be gone.
+	for _, p := range routes {
+		table.DeletePrefix(p)
+	}
+	if n4, n6 := len(*table.prefixes4.longestFirst.Load()), len(*table.prefixes6.longestFirst.Load()); n4+n6 != 0 {
+		t.Errorf("%d and %d lengths are in use without a route", n4, n6)
+	}
+}
+
+// An entry that lies behind its line stays found while others come and go before it,
+// and its line's count goes back to what it was.
+func TestLinesCountWhatLiesBehind(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.name, func(t *testing.T) {
+			table := New()
+			var crowd []uint32 // more addresses of one line than it has slots
+			for i := uint32(0); len(crowd) < 12; i++ {
+				if family.home(table, i) == family.home(table, 0) {
+					crowd = append(crowd, i)
+				}
+			}
+			r := rand.New(rand.NewPCG(1, 1))
+			have := map[uint32]bool{}
+			for range 2000 {
+				i := crowd[r.IntN(len(crowd))]
+				if have[i] = !have[i]; have[i] {
+					table.SetHost(family.addr(i), NextHop{Port, i})
+				} else {
+					table.DeleteHost(family.addr(i))
+				}
+				for _, i := range crowd {
+					if got := lookup(table, family.addr(i)); have[i] != (got == NextHop{Port, i}) {
+						t.Fatalf("address %d: %v, and it is there: %v", i, got, have[i])
+					}
+				}
+			}
+			for _, i := range crowd {
+				table.DeleteHost(family.addr(i))
+			}
+			for i := range table.hosts4.array.Load().lines {
+				if word := table.hosts4.array.Load().lines[i].tags.Load(); word != 0 {
+					t.Errorf("empty, and line %d has tags %#x", i, word)
+				}
+			}
+			for i := range table.hosts6.array.Load().lines {
+				if word := table.hosts6.array.Load().lines[i].tags.Load(); word != 0 {
+					t.Errorf("empty, and line %d has tags %#x", i, word)
+				}
+			}
+		})
+	}
+}
+
+func TestCandidatesMissNoSlot(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 100000 {
+		word, tag := r.Uint64(), tagOf(r.Uint64())
+		for slot := range 8 {
+			if r.IntN(3) == 0 {
+				word = word&^(0xff<<(8*slot)) | tag<<(8*slot)
+			}
+		}
+		marks := candidates(word, tag)
+		for slot := range slots4 {
+			if word>>(8*slot)&0xff == tag && marks>>(8*slot+7)&1 == 0 {
+				t.Fatalf("slot %d of %#x is not among candidates %#x", slot, word, marks)
+			}
+		}
+		if marks&^(bytesHigh>>8) != 0 {
+			t.Fatalf("candidates %#x", marks)
+		}
+	}
+}
+
 var families = []struct {
 	name string
 	addr func(i uint32) netip.Addr
-	home func(t *Table, i uint32) uint64 // first slot of a chain
+	home func(t *Table, i uint32) uint64 // line of the smallest array
 	fill func(*Table) *fill
 }{
 	{
 		"IPv4",
 		func(i uint32) netip.Addr { return addr4(10<<24 + i) },
-		func(t *Table, i uint32) uint64 { return t.hosts4.array.Load().home(10<<24+i) % minSlots },
+		func(t *Table, i uint32) uint64 {
+			return t.hosts4.array.Load().hash(10<<24+i) % uint64(t.hosts4.fill.lines)
+		},
 		func(t *Table) *fill { return &t.hosts4.fill },
 	},
 	{
 		"IPv6",
 		func(i uint32) netip.Addr { return key6{0x20010db8 << 32, uint64(i)}.addr() },
 		func(t *Table, i uint32) uint64 {
-			return t.hosts6.array.Load().home(key6{0x20010db8 << 32, uint64(i)}) % minSlots
+			return t.hosts6.array.Load().hash(key6{0x20010db8 << 32, uint64(i)}) % uint64(t.hosts6.fill.lines)
 		},
 		func(t *Table) *fill { return &t.hosts6.fill },
 	},
@@ -195,7 +380,7 @@ func TestSpecialAddresses(t *testing.T) {
 }
 
 func TestHopsThatCannotBeStoredPanic(t *testing.T) {
-	for _, nh := range []NextHop{{}, {Kind: kinds}, {Kind: graveKind}, {Kind: Port, Index: MaxIndex + 1}} {
+	for _, nh := range []NextHop{{}, {Kind: kinds}, {Kind: Port, Index: MaxIndex + 1}} {
 		func() {
 			defer func() {
 				if recover() == nil {
@@ -223,11 +408,16 @@ func TestLookupDoesNotAllocate(t *testing.T) {
 	table.SetHost(netip.MustParseAddr("2001:db8::1"), NextHop{Port, 1})
 	table.SetPrefix(netip.MustParsePrefix("198.51.100.0/24"), NextHop{Peer, 1})
 	table.SetPrefix(netip.MustParsePrefix("2001:db8:1::/64"), NextHop{Peer, 1})
+	var batch []wire.Addr
 	for _, s := range []string{"192.0.2.1", "198.51.100.9", "203.0.113.1", "2001:db8::1", "2001:db8:1::9", "2001:db8:2::1"} {
 		a := wire.AddrFrom(netip.MustParseAddr(s))
 		if n := testing.AllocsPerRun(100, func() { table.Lookup(&a) }); n != 0 {
 			t.Errorf("Lookup(%s): %v allocations", s, n)
 		}
+		batch = append(batch, a)
+	}
+	if n := testing.AllocsPerRun(100, func() { table.Warm(batch) }); n != 0 {
+		t.Errorf("Warm: %v allocations", n)
 	}
 }
 

@@ -2,40 +2,41 @@ package fib
 
 import "math/bits"
 
-// minSlots is the size of an empty host table: enough for a node's usual 110
-// pods without growing, 2 kB of IPv4 that stays in the first-level cache.
-const minSlots = 256
+// minSlots is the least size of a table by exact match: enough for a node's
+// usual 110 pods without growing, 2 kB of IPv4 that stays in the first-level cache.
+const minSlots = 224
 
-// fill counts what a host table's array holds and says when to build another.
+// fill counts what a table's array holds and says when to build another. The
+// share of lines that overflow follows from the load, here for seven slots and for
+// five (Poisson): 2 and 4 of 100 lines at half, 8 and 10 at 5/8, 15 and 18 at 3/4.
 type fill struct {
-	slots int // of the array, a power of two
-	live  int // entries
-	used  int // slots that are not empty: entries and graves
+	perLine int // slots
+	lines   int // of the array, a power of two
+	live    int // entries
 }
 
-// add counts a new entry, in an empty slot or in a grave, and reports whether
-// the array is due for rebuilding: beyond 5/8 full, chains grow quickly (linear
-// probing visits 1.8 slots a hit and 4 a miss there, 2.5 and 8.5 at 3/4; Knuth
-// volume 3, section 6.4).
-func (f *fill) add(emptySlot bool) (rebuild bool) {
+func (f *fill) init(perLine int) {
+	f.perLine = perLine
+	f.resize()
+}
+
+func (f *fill) slots() int { return f.lines * f.perLine }
+
+// add counts an entry to come and reports whether the array must be rebuilt first.
+func (f *fill) add() (rebuild bool) {
 	f.live++
-	if emptySlot {
-		f.used++
-	}
-	return f.used > f.slots/8*5
+	return f.live > f.slots()/4*3
 }
 
-// remove counts an entry's end, which left freed slots empty, and reports
-// whether the array has become much too large.
-func (f *fill) remove(freed int) (rebuild bool) {
+// remove counts an entry's end and reports whether the array has become much too large.
+func (f *fill) remove() (rebuild bool) {
 	f.live--
-	f.used -= freed
-	return f.slots > minSlots && f.live < f.slots/16
+	return f.slots() > 2*minSlots && f.live < f.slots()/16
 }
 
-// resize gives the array's next size: a load between 1/4 and 1/2, so that at
+// resize gives the array's next size: a load between 5/16 and 5/8, so that at
 // least an eighth of the slots changes hands before the next rebuilding.
 func (f *fill) resize() {
-	f.slots = max(minSlots, 1<<bits.Len(uint(2*f.live)))
-	f.used = f.live
+	atLeast := max(minSlots, f.live/5*8)
+	f.lines = 1 << bits.Len(uint((atLeast-1)/f.perLine))
 }

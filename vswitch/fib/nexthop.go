@@ -43,18 +43,13 @@ func (nh NextHop) String() string { return fmt.Sprintf("%v %d", nh.Kind, nh.Inde
 // kind and an index fit one 64-bit word and are read and written in one piece.
 const MaxIndex = 1<<indexBits - 1
 
-const (
-	indexBits = 28
-	graveKind = 15 // in a host table: a route was here
-)
+const indexBits = 28
 
-// Kinds must fit the bits above the index, and not be taken for a grave.
-const _ = uint(graveKind - kinds)
+// Kinds must fit the bits above the index.
+const _ = uint(1<<(32-indexBits) - kinds)
 
 // packed is a NextHop in one word, kind above index. Zero is no route.
 type packed uint32
-
-const grave packed = graveKind << indexBits
 
 func pack(nh NextHop) packed {
 	if nh.Kind == None || nh.Kind >= kinds || nh.Index > MaxIndex {
