@@ -33,8 +33,11 @@ import (
 const (
 	// sweepInterval is how often attachments are looked at for what only time tells.
 	sweepInterval = 10 * time.Second
-	// expiryRounds ticks of 100 ms pass between two looks at the same flow.
-	expiryRounds = 100
+	// expiryInterval is how often a share of the flow table is looked through. A
+	// wake-up costs an idle node more than the look.
+	expiryInterval = time.Second
+	// expiryRounds intervals pass between two looks at the same flow of a full table.
+	expiryRounds = 10
 	// resolveTimeout bounds the look-up of the store's host name.
 	resolveTimeout = 2 * time.Second
 	// maxDeaths is how many queues may die before the first is looked at: all of
@@ -283,7 +286,7 @@ func (n *node) mourn(ctx context.Context) error {
 }
 
 func (n *node) expireFlows(ctx context.Context) error {
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(expiryInterval)
 	defer tick.Stop()
 	for {
 		select {

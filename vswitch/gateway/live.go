@@ -9,7 +9,7 @@ import (
 // The gateway's clock counts ticks, stored by the janitor, so that noting when a
 // datagram passed costs no clock read.
 const (
-	tickInterval = 200 * time.Millisecond
+	tickInterval = 500 * time.Millisecond
 	ticksPerSec  = uint32(time.Second / tickInterval)
 )
 
