@@ -316,6 +316,25 @@ func TestListeningOffLoopbackTakesTLS(t *testing.T) {
 	}
 }
 
+// A store that others watch stops at once: whoever watches keeps at it for ever.
+func TestWatchersDoNotHoldUpTheEnd(t *testing.T) {
+	dir := tempDir(t)
+	s := start(t, Config{Dir: dir})
+	defer s.Close()
+	ready(t, s)
+	put(t, dir, "k", "v")
+	c := dial(t, ClientURL(dir))
+	watch := c.Watch(t.Context(), "k", clientv3.WithRev(1))
+	if r := <-watch; len(r.Events) != 1 {
+		t.Fatalf("the watch shows %v", r)
+	}
+	began := time.Now()
+	s.Close()
+	if d := time.Since(began); d > 2*time.Second { // without: 5.4 s
+		t.Errorf("stopped after %v", d)
+	}
+}
+
 // What can't be listened on is refused at once, unless the store that holds the
 // port is the very one.
 func TestWhereTheStoreCannotListen(t *testing.T) {

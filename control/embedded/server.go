@@ -31,6 +31,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 // Config says what the store process serves. Dir is required.
@@ -162,7 +163,7 @@ func Serve(ctx context.Context, c Config, w io.Writer) error {
 	if err := writeSelf(&c); err != nil {
 		return err
 	}
-	ec, err := c.etcd(w)
+	ec, err := c.etcd(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -184,8 +185,8 @@ func Serve(ctx context.Context, c Config, w io.Writer) error {
 	}
 }
 
-// etcd is the configuration of etcd's server.
-func (c *Config) etcd(w io.Writer) (*embed.Config, error) {
+// etcd is the configuration of etcd's server, which ends its streams when ctx does.
+func (c *Config) etcd(ctx context.Context, w io.Writer) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	ec.Name = "vswitch"
 	ec.Dir = filepath.Join(c.Dir, "data")
@@ -195,6 +196,8 @@ func (c *Config) etcd(w io.Writer) (*embed.Config, error) {
 	ec.LogLevel = "warn"
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapcore.NewCore(
 		zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(w), zap.WarnLevel)))
+
+	ec.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(endStreams(ctx))}
 
 	// The only member has no peer to listen to. It must have an address all the same.
 	nobody := url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
