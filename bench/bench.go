@@ -95,7 +95,11 @@ func expected(scenarios []Scenario, o Options) time.Duration {
 		if !s.compared() {
 			sides = 1
 		}
-		sum += sides * (warmUp + perNetwork/2 + time.Duration(o.Pairs)*(d+perSample))
+		sample := d + perSample
+		if s.Load.Kind == "udp-rtt" { // sockperf begins and ends in its own time
+			sample += 2 * time.Second
+		}
+		sum += sides * (warmUp + perNetwork/2 + time.Duration(o.Pairs)*sample)
 	}
 	return sum
 }

@@ -26,6 +26,16 @@ func TestDefaultScenariosAreValid(t *testing.T) {
 	}
 }
 
+func TestWholeSetTakesLessThanTwentyMinutes(t *testing.T) {
+	scenarios, err := Defaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := expected(scenarios, Options{Pairs: defaultPairs}); d > 18*time.Minute {
+		t.Errorf("expected to take %v, which leaves no room below 20 minutes", d)
+	}
+}
+
 func TestBadScenarioFilesAreRefused(t *testing.T) {
 	const good = "name: a\n  topology: same-node\n  subject: vswitch\n  baseline: kernel-bridge\n  duration: 1s\n  load: {kind: tcp}\n"
 	if _, err := Parse([]byte("scenarios:\n- " + good)); err != nil {

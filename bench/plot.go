@@ -20,14 +20,18 @@ func (r *Result) Plots() []Plot {
 	var plots []Plot
 	for _, group := range []struct {
 		name, title string
-		higher      bool
+		wants       func(*Row) bool
 	}{
-		{"ratios", "Throughput and rates: subject over baseline, more is better", true},
-		{"times", "Times: subject over baseline, less is better", false},
+		{"ratios", "Throughput and rates: subject over baseline, more is better",
+			func(row *Row) bool { return row.HigherIsBetter && !systems[row.Scenario.Baseline].userSpace }},
+		// On one axis with these, what is near 1 could not be told apart.
+		{"user-space", "The same against other networks in user space, more is better",
+			func(row *Row) bool { return row.HigherIsBetter && systems[row.Scenario.Baseline].userSpace }},
+		{"times", "Times: subject over baseline, less is better", func(row *Row) bool { return !row.HigherIsBetter }},
 	} {
 		var rows []*Row
 		for i := range r.Rows {
-			if row := &r.Rows[i]; row.compared() && row.HigherIsBetter == group.higher {
+			if row := &r.Rows[i]; row.compared() && group.wants(row) {
 				rows = append(rows, row)
 			}
 		}
@@ -171,7 +175,7 @@ func (r *Result) curves() []byte {
 	s.text(16, 42, "note", left, r.caption()+"; shaded: their range")
 	for i, row := range rows {
 		x := 50 + float64(i%columns)*(panelWidth+between)
-		s.panel(row, x, float64(panelTop+i/columns*panelPitch), panelWidth-60)
+		s.panel(row, x, float64(panelTop+i/columns*panelPitch), panelWidth-90)
 	}
 	return s.bytes("Latency by percentile")
 }

@@ -16,6 +16,8 @@ type system struct {
 	topologies []Topology
 	// open builds the topology in an empty lab; nil: there is no network.
 	open func(context.Context, *lab.Lab, networkKey) (*network, error)
+	// userSpace marks another way to move packets in user space: plotted apart.
+	userSpace bool
 }
 
 var systems = map[string]system{
@@ -23,13 +25,13 @@ var systems = map[string]system{
 	// vswitch-direct is vswitch as NodePort and ClusterIP build it, pod to pod: what a service costs.
 	"vswitch-direct": {topologies: []Topology{NodePort, ClusterIP}, open: openVswitch},
 	// vswitch-plain has TAPs without offload, as package songgao/water makes them.
-	"vswitch-plain": {topologies: []Topology{SameNode}, open: openVswitch},
+	"vswitch-plain": {topologies: []Topology{SameNode}, open: openVswitch, userSpace: true},
 	"kernel-bridge": {topologies: []Topology{SameNode}, open: openKernelBridge},
 	"kernel-vxlan":  {topologies: []Topology{TwoNodes}, open: openKernelVXLAN},
 	"nftables-dnat": {topologies: []Topology{ClusterIP}, open: openNftables},
-	"ovs-netdev":    {topologies: []Topology{SameNode}, open: openOVS},
-	"slirp4netns":   {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Slirp4netns)},
-	"pasta":         {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Pasta)},
+	"ovs-netdev":    {topologies: []Topology{SameNode}, open: openOVS, userSpace: true},
+	"slirp4netns":   {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Slirp4netns), userSpace: true},
+	"pasta":         {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Pasta), userSpace: true},
 	"fib":           {topologies: []Topology{InMemory}},
 }
 
