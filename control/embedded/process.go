@@ -88,14 +88,14 @@ func find(dir string) *process {
 	return p
 }
 
-// runs reports whether a store serves dir.
-func runs(dir string) bool {
+// running reports whether a store serves dir, and what it was told.
+func running(dir string) (args []string, ok bool) {
 	var id identity
 	if err := identityFile(dir).Read(&id); err != nil || id.BootID != bootID() {
-		return false
+		return nil, false
 	}
 	start, err := startTime(id.PID)
-	return err == nil && start == id.Start
+	return id.Args, err == nil && start == id.Start
 }
 
 // watch waits for a process that is not our child: its descriptor becomes readable

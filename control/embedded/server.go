@@ -23,6 +23,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -123,17 +124,21 @@ func (c *Config) listenURL() (*url.URL, error) {
 }
 
 // tryListen sees whether ListenClient can be listened on. A store of this directory
-// that runs already may hold the port.
+// that runs already may hold the port, and one that just starts is to have it.
 func (c *Config) tryListen() error {
 	u, err := c.listenURL()
 	if err != nil || u == nil {
 		return err
 	}
+	args, runs := running(c.Dir)
+	if runs && slices.Equal(args, c.Args()) {
+		return nil
+	}
 	l, err := net.Listen("tcp", u.Host)
 	switch {
 	case err == nil:
 		return l.Close()
-	case errors.Is(err, unix.EADDRINUSE) && runs(c.Dir):
+	case errors.Is(err, unix.EADDRINUSE) && runs:
 		return nil
 	}
 	return fmt.Errorf("--listen-client %s: %w; want an address of this host and a port that is free", c.ListenClient, err)
