@@ -117,7 +117,7 @@ func (w *worker) send(in, out *port, f *frame.Frame, h *wire.Headers) drop.Reaso
 	case h.TTL <= 1 && in.kind != PortGateway:
 		return w.timeExceeded(in, f, h)
 	}
-	mtu := out.mtuBytes
+	mtu := out.mtuTo(f.Peer)
 	tooBig := packetBytes(f, h) > mtu
 	if tooBig && !canCut(f, h) {
 		return w.tooBig(in, f, h, mtu)

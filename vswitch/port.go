@@ -53,6 +53,8 @@ type PortConfig struct {
 	Addrs []netip.Addr
 	// MTUBytes bounds the IP packets sent out of the port: 576 to 65,535.
 	MTUBytes int
+	// Paths may say less for some of a tunnel's peers; nil: none is narrower.
+	Paths Paths
 	// Queues has one entry for each worker. The port owns them from here on,
 	// also when AddPort fails.
 	Queues []Queue
@@ -85,6 +87,7 @@ type port struct {
 	mac      frame.MAC
 	addrs    []wire.Addr
 	mtuBytes int
+	paths    Paths
 	owner    uint64 // to whom the flows it opens are charged; zero for tunnel and gateway
 	queues   []Queue
 	counters []counters // by worker
@@ -100,7 +103,7 @@ func OwnerID(portName string) uint64 { return maphash.String(ownerSeed, portName
 
 func newPort(id uint32, c *PortConfig) *port {
 	p := &port{
-		id: id, kind: c.Kind, name: c.Name, mac: c.MAC, mtuBytes: c.MTUBytes, queues: c.Queues,
+		id: id, kind: c.Kind, name: c.Name, mac: c.MAC, mtuBytes: c.MTUBytes, paths: c.Paths, queues: c.Queues,
 		counters: make([]counters, len(c.Queues)),
 		answers:  make([]limiter, len(c.Queues)),
 		spares:   make([]*spares, len(c.Queues)),
@@ -125,6 +128,16 @@ func (p *port) owns(a *wire.Addr) bool {
 		}
 	}
 	return false
+}
+
+// mtuTo bounds IP packets that leave by the port to a peer.
+func (p *port) mtuTo(peer uint32) int {
+	if p.paths != nil {
+		if n := p.paths.PathMTU(peer); n != 0 {
+			return min(n, p.mtuBytes)
+		}
+	}
+	return p.mtuBytes
 }
 
 func (p *port) closeQueues() error {

@@ -29,6 +29,15 @@ type Queue interface {
 	Close() error
 }
 
+// Paths says what the ways beyond a tunnel carry, where that is less than the
+// port's MTU.
+type Paths interface {
+	// PathMTU is the longest IP packet that may go to a peer, or 0: the port's MTU
+	// holds. Every worker calls it for each frame to the tunnel, so it must be quick
+	// and take no lock.
+	PathMTU(peer uint32) int
+}
+
 // Services answers for the VIPs. It is called by every worker at once, per flow
 // and not per frame, and must not block.
 type Services interface {

@@ -369,3 +369,94 @@ func TestFragmentedDatagrams(t *testing.T) {
 		t.Errorf("ping with 20,000 bytes: %v\n%s", err, out)
 	}
 }
+
+// The path between two nodes becomes narrower while they talk: pods learn it, by
+// the tunnel and the switch, straight and through a service, and connections go on.
+func TestPathBecomesNarrower(t *testing.T) {
+	c := newCluster(t)
+	serveDigests(t, c.b1, 7100)
+	s := c.digestService(c.b1)
+	wide := 1500 - vxlanOverhead(c.nodes[0].Underlay())
+	const narrowUnderlay = 1402
+	want := narrowUnderlay - vxlanOverhead(c.nodes[0].Underlay())
+
+	targets := map[string]netip.AddrPort{}
+	streams := map[string]net.Conn{}
+	for _, family := range []int{4, 6} {
+		targets[fmt.Sprintf("straight, IPv%d", family)] = netip.AddrPortFrom(c.b1.IP(family), 7100)
+		targets[fmt.Sprintf("through a service, IPv%d", family)] = netip.AddrPortFrom(s.ip(family), 71)
+	}
+	for name, to := range targets {
+		if err := fillMTU(c.a1, to, wide); err != nil {
+			t.Fatalf("%s: %d bytes before: %v", name, wide, err)
+		}
+		conn, err := dial(c.a1.Namespace, "tcp", netip.AddrPort{}, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		streams[name] = conn
+	}
+	c.routeThroughNarrow(narrowUnderlay)
+	for name, to := range targets {
+		t.Run(name, func(t *testing.T) {
+			conn := streams[name]
+			conn.SetDeadline(time.Now().Add(20 * time.Second))
+			sent := sha256.New()
+			if err := pour(io.MultiWriter(conn, sent), 4<<20); err != nil {
+				t.Fatal(err)
+			}
+			conn.(*net.TCPConn).CloseWrite()
+			if got, err := io.ReadAll(conn); err != nil || string(got) != string(sent.Sum(nil)) {
+				t.Errorf("a connection made before: %v, or other bytes than were sent", err)
+			}
+			family := 6
+			if to.Addr().Is4() {
+				family = 4
+			}
+			u, err := dialOptions(c.a1.Namespace, "udp", to, discover(to.Addr(), unix.IP_PMTUDISC_DO, unix.IPV6_PMTUDISC_DO))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer u.Close()
+			c.in(t).eventually("the socket learns the path's MTU", func() error {
+				if _, err := u.Write(make([]byte, wide-ipHeaders(to.Addr()))); errors.Is(err, unix.EMSGSIZE) {
+					return nil
+				}
+				return errors.New("packets of the wide path's size are taken")
+			})
+			if got := pathMTU(t, u, family); got != want {
+				t.Errorf("path MTU %d, want %d", got, want)
+			}
+			if err := fillMTU(c.a1, to, want); err != nil {
+				t.Errorf("a packet of that size: %v", err)
+			}
+		})
+	}
+}
+
+// routeThroughNarrow sends what the first node sends to the second through the
+// outside machine, whose route on says that it carries mtuBytes.
+func (c *cluster) routeThroughNarrow(mtuBytes int) {
+	c.t.Helper()
+	outside, err := c.lab.Outside()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	far := c.nodes[1].Underlay4.String()
+	for key, value := range map[string]string{"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.send_redirects": "0", "net.ipv4.conf.eth0.send_redirects": "0"} {
+		if err := outside.Sysctl(key, value); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	for ns, args := range map[*lab.Namespace][]string{
+		outside.Namespace:    {"route", "replace", far + "/32", "dev", "eth0", "mtu", "lock", fmt.Sprint(mtuBytes)},
+		c.nodes[0].Namespace: {"route", "replace", far + "/32", "via", outside.Underlay4.String(), "dev", "eth0"},
+	} {
+		if out, err := ns.Exec(ctx, lab.Command{Path: "ip", Args: args}); err != nil {
+			c.t.Fatalf("ip %v: %v\n%s", args, err, out)
+		}
+	}
+}

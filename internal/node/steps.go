@@ -212,7 +212,7 @@ func (n *node) startForwarding() error {
 	n.start("dead ports", n.mourn)
 
 	gatewayPort := vswitch.PortConfig{Kind: vswitch.PortGateway, Name: gatewayName, MTUBytes: n.mtuBytes}
-	tunnelPort := vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: tunnelName, MTUBytes: n.tunnelMTU}
+	tunnelPort := vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: tunnelName, MTUBytes: n.tunnelMTU, Paths: n.tunnel}
 	for i := range n.cfg.Workers {
 		gatewayPort.Queues = append(gatewayPort.Queues, g.Queue(i))
 		tunnelPort.Queues = append(tunnelPort.Queues, n.tunnel.Queue(i))

@@ -105,6 +105,7 @@ func (c *Conn) Receive() (int, error) {
 		case unix.EINTR:
 		default:
 			c.counters.receiveErrors.Add(1)
+			c.ReadErrors()
 		}
 	}
 	return 0, nil

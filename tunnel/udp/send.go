@@ -159,7 +159,7 @@ func (c *Conn) Flush() {
 	for i := range t.n {
 		c.seal(i)
 	}
-	retried := false
+	retried, asked := false, -1
 	for i := 0; i < t.n; {
 		sent, errno := c.sendmmsg(&t.hdrs[i], t.n-i)
 		if errno == 0 {
@@ -169,6 +169,12 @@ func (c *Conn) Flush() {
 		m := &t.msgs[i]
 		switch {
 		case errno == unix.EINTR:
+			continue
+		case !isFull(errno) && asked != i:
+			// It may be about an earlier datagram: an ICMP error that came since
+			// is reported once, to whoever calls first.
+			asked = i
+			c.ReadErrors()
 			continue
 		case isFull(errno):
 			c.counters.sendFull.Add(1)
@@ -244,6 +250,7 @@ func (c *Conn) sendSingly(i int, refusal unix.Errno) {
 		c.setHeader(&t.hdrs[i].hdr, m, i, p.iov, p.n)
 		_, errno := c.sendmmsg(&t.hdrs[i], 1)
 		if errno != 0 {
+			c.ReadErrors()
 			*p.lost = reasonOf(errno)
 			continue
 		}

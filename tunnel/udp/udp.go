@@ -63,6 +63,10 @@ type Config struct {
 	BufferBytes int
 	// Offload allows trains in both directions where the kernel has them.
 	Offload bool
+	// PathMTU is told, on a worker's thread and rarely, what the way to an address
+	// carries, in bytes of IP packet, when the network or a device refused more. An
+	// ICMP error may be forged: it is for the callee to bound what it believes. Nil: nobody asks.
+	PathMTU func(to Addr, mtuBytes int)
 	// Log gets state changes; nil: slog.Default().
 	Log *slog.Logger
 }
@@ -88,8 +92,9 @@ type Conn struct {
 	gro   bool // trains may arrive
 	log   *slog.Logger
 
-	rx *receiver // nil: send only
-	tx sender
+	rx   *receiver // nil: send only
+	tx   sender
+	errs errorQueue
 
 	counters counters
 
@@ -98,7 +103,7 @@ type Conn struct {
 }
 
 type counters struct {
-	gsoRefused, sendFull, receiveErrors atomic.Uint64
+	gsoRefused, sendFull, receiveErrors, tooBig atomic.Uint64
 }
 
 // Stats are counts since the socket was opened.
@@ -106,6 +111,7 @@ type Stats struct {
 	GSORefused      uint64 // destinations to which the kernel refused a train
 	SendFull        uint64 // sends that met a full socket buffer
 	ReceiveErrors   uint64 // transient errors of recvmmsg
+	TooBig          uint64 // reports that a datagram did not fit its path
 	ReceiveOverflow uint64 // datagrams the kernel dropped for want of receive buffer, or with a bad checksum
 }
 
@@ -116,6 +122,7 @@ func Listen(cfg Config) (*Conn, error) {
 		return nil, err
 	}
 	c := &Conn{fd: -1, log: cfg.Log, rx: newReceiver()}
+	c.errs.pathMTU = cfg.PathMTU
 	if c.log == nil {
 		c.log = slog.Default()
 	}
@@ -175,12 +182,14 @@ func (c *Conn) setOptions(cfg *Config) error {
 	required := [][3]int{
 		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE},
 		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
+		{unix.IPPROTO_IP, unix.IP_RECVERR, 1},
 	}
 	if c.v6 {
 		required = [][3]int{
 			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
+			{unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1},
 		}
 		// Tunnels may send zero checksums over IPv6 (RFC 6935): accept them, as over
 		// IPv4. Ours always have one. Without the option (Linux 3.16) they are dropped.
@@ -226,7 +235,9 @@ func (c *Conn) Sender() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("udp: share %v: %w", c.local, os.NewSyscallError("fcntl", err))
 	}
-	return &Conn{fd: fd, local: c.local, v6: c.v6, gso: c.gso, log: c.log}, nil
+	s := &Conn{fd: fd, local: c.local, v6: c.v6, gso: c.gso, log: c.log}
+	s.errs.pathMTU = c.errs.pathMTU
+	return s, nil
 }
 
 // FD is the socket, for epoll. It stays the Conn's.
@@ -245,6 +256,7 @@ func (c *Conn) Stats() Stats {
 		GSORefused:    c.counters.gsoRefused.Load(),
 		SendFull:      c.counters.sendFull.Load(),
 		ReceiveErrors: c.counters.receiveErrors.Load(),
+		TooBig:        c.counters.tooBig.Load(),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

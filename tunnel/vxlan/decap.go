@@ -32,6 +32,11 @@ func (q *Queue) Receive(b *frame.Batch) error {
 		}
 	}
 	q.turn = (q.turn + 1) % len(q.links)
+	if budget == frame.BatchBytes { // woken, and nothing came: perhaps an error did
+		for _, l := range q.links {
+			l.conn.ReadErrors()
+		}
+	}
 	q.coalescer.Flush()
 	q.signal()
 	return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"sync/atomic"
 
 	"vswitch/internal/wire"
 	"vswitch/tunnel/udp"
@@ -47,6 +48,8 @@ type member struct {
 	Peer
 	v6    bool
 	dests []*udp.Dest // by Ports
+
+	pathMTU atomic.Int32 // see PathMTU
 }
 
 // members is a snapshot; never changed once published.
@@ -78,6 +81,7 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	m.pathMTU.Store(int32(t.paths.podMTUTo(wire.AddrFrom(m.Underlay))))
 	next := t.members.Load().without(p.ID)
 	if err := next.add(m); err != nil {
 		return fmt.Errorf("vxlan: peer %q: %w", p.Node, err)

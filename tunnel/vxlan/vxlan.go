@@ -115,9 +115,11 @@ type Tunnel struct {
 	podMTU  int // bytes
 	queues  []*Queue
 	ports   []uint16
+	links   []underlay
 	members atomic.Pointer[members]
+	paths   paths
 
-	mu sync.Mutex // serialises writers of members
+	mu sync.Mutex // serialises writers of members; guards paths, but for its atomic
 }
 
 // underlay is one address to send from.
@@ -141,10 +143,12 @@ func New(cfg Config) (*Tunnel, error) {
 	t.members.Store(&members{
 		byID: map[uint32]*member{}, bySource: map[udp.Addr]*member{}, byAddr: map[wire.Addr]*member{},
 	})
+	t.paths.known, t.paths.lifetime = map[wire.Addr]*path{}, pathLifetime
 	underlays, err := t.underlays()
 	if err != nil {
 		return nil, err
 	}
+	t.links = underlays
 	t.podMTU = cfg.PodMTUBytes
 	if t.podMTU == 0 {
 		t.podMTU = smallestPodMTU(underlays)
@@ -225,6 +229,7 @@ func (t *Tunnel) listenPort(us []underlay, port uint16) ([]*udp.Conn, error) {
 			Local:       netip.AddrPortFrom(u.addr, port),
 			BufferBytes: t.cfg.BufferBytes,
 			Offload:     t.cfg.Offload,
+			PathMTU:     t.learn,
 			Log:         t.cfg.Log,
 		})
 		if err != nil {
@@ -271,6 +276,7 @@ func (t *Tunnel) Stats() udp.Stats {
 			sum.GSORefused += s.GSORefused
 			sum.SendFull += s.SendFull
 			sum.ReceiveErrors += s.ReceiveErrors
+			sum.TooBig += s.TooBig
 			sum.ReceiveOverflow += s.ReceiveOverflow
 		}
 	}
@@ -279,6 +285,7 @@ func (t *Tunnel) Stats() udp.Stats {
 
 // Close closes every queue; a second call does nothing.
 func (t *Tunnel) Close() error {
+	t.closePaths()
 	var errs []error
 	for _, q := range t.queues {
 		errs = append(errs, q.Close())
