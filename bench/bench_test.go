@@ -33,6 +33,8 @@ func TestWholeSetTakesLessThanTwentyMinutes(t *testing.T) {
 	}
 	if d := expected(scenarios, Options{Pairs: defaultPairs}); d > 18*time.Minute {
 		t.Errorf("expected to take %v, which leaves no room below 20 minutes", d)
+	} else {
+		t.Logf("expected to take %v", d.Round(time.Second))
 	}
 }
 
@@ -53,6 +55,7 @@ func TestBadScenarioFilesAreRefused(t *testing.T) {
 		{"an unknown load", "kind: tcp", "kind: http", `load kind "http"`},
 		{"streams for round trips", "kind: tcp", "kind: udp-rtt, streams: 2", "one stream"},
 		{"USO for a stream", "kind: tcp", "kind: tcp, uso: true", "USO"},
+		{"a stream on one core", "kind: tcp", "kind: tcp, pin: true", "pinned"},
 		{"lookups over a network", "kind: tcp", "kind: lookups, benchmark: x", "can't run in topology same-node"},
 		{"a benchmark for a stream", "kind: tcp", "kind: tcp, benchmark: x", "benchmark"},
 		{"a metric the load hasn't got", "duration: 1s", "duration: 1s\n  metric: p99", `no metric "p99", but throughput`},

@@ -24,6 +24,10 @@ type Load struct {
 	// USO has udp-bulk write up to 64 KiB at once, which the kernel, or whoever is
 	// behind it, cuts into messages of SizeBytes; the receiver takes them joined.
 	USO bool `json:"uso,omitempty"`
+	// Pin keeps udp-rtt's client and server on one core. Waking an idle core costs
+	// tens of microseconds on a virtual machine, and where the scheduler puts two
+	// programs decides whether a round trip holds two of that.
+	Pin bool `json:"pin,omitempty"`
 	// Benchmark of vswitch/fib, as `go test -bench` names it less "Benchmark"; Against is the
 	// baseline's, where there is one.
 	Benchmark string `json:"benchmark,omitempty"`
@@ -48,8 +52,8 @@ type loadKind struct {
 	// network is what the load wants: endpoints, unless it names a topology.
 	topology Topology
 	// Which of Load's fields mean something.
-	streams, sizes, uso, benchmark bool
-	measure                        func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
+	streams, sizes, uso, pin, benchmark bool
+	measure                             func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
 }
 
 var (
@@ -60,7 +64,7 @@ var (
 func init() { // refers to itself by way of the functions
 	loadKinds = map[string]loadKind{
 		"tcp":         {metrics: []metric{{"throughput", "Gb/s", true}}, streams: true, measure: iperf3},
-		"udp-rtt":     {metrics: roundTripMetrics, sizes: true, measure: sockperf},
+		"udp-rtt":     {metrics: roundTripMetrics, sizes: true, pin: true, measure: sockperf},
 		"tcp-rtt":     {metrics: roundTripMetrics, sizes: true, measure: roundTrips},
 		"udp-rate":    {metrics: []metric{{"rate", "kpkt/s", true}}, streams: true, sizes: true, measure: flood},
 		"udp-bulk":    {metrics: []metric{{"throughput", "Gb/s", true}}, sizes: true, uso: true, measure: flood},
@@ -110,6 +114,8 @@ func (l *Load) validate(t Topology) error {
 		return fmt.Errorf("load %s has no message size", l.Kind)
 	case l.USO && !k.uso:
 		return fmt.Errorf("load %s has no USO writes", l.Kind)
+	case l.Pin && !k.pin:
+		return fmt.Errorf("load %s can't be pinned", l.Kind)
 	case (l.Benchmark != "") != k.benchmark, l.Against != "" && !k.benchmark:
 		return fmt.Errorf("load %s: a benchmark is for lookups, which need one", l.Kind)
 	}

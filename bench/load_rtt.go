@@ -23,14 +23,21 @@ var sockperfReady = regexp.MustCompile(`\[SERVER\] listen on`)
 // that block in their system calls: less of the figure is the program's than
 // with any Go program.
 func sockperf(ctx context.Context, l *Load, n *network, d time.Duration, _ string) (measurement, error) {
-	server := lab.Command{Name: "sockperf-server", Path: "sockperf", Args: []string{"server", "--ip", "0.0.0.0", "--port", strconv.Itoa(loadPort)}}
+	// taskset(1) becomes the program it starts.
+	command := func(name string, args ...string) lab.Command {
+		if l.Pin {
+			return lab.Command{Name: name, Path: "taskset", Args: append([]string{"--cpu-list", "0", "sockperf"}, args...)}
+		}
+		return lab.Command{Name: name, Path: "sockperf", Args: args}
+	}
+	server := command("sockperf-server", "server", "--ip", "0.0.0.0", "--port", strconv.Itoa(loadPort))
 	return withServer(ctx, n.endpoints, server, sockperfReady, func(*lab.Process) (measurement, error) {
 		to, size := n.target(), l.SizeBytes
 		if size == 0 {
 			size = defaultMessageBytes
 		}
-		out, err := n.client.Exec(ctx, lab.Command{Path: "sockperf", Args: []string{"ping-pong", "--ip", to.Addr().String(),
-			"--port", strconv.Itoa(int(to.Port())), "--time", wholeSeconds(d), "--msg-size", strconv.Itoa(size), "--full-rtt"}})
+		out, err := n.client.Exec(ctx, command("sockperf", "ping-pong", "--ip", to.Addr().String(),
+			"--port", strconv.Itoa(int(to.Port())), "--time", wholeSeconds(d), "--msg-size", strconv.Itoa(size), "--full-rtt"))
 		if err != nil {
 			return measurement{}, err
 		}
