@@ -132,8 +132,9 @@ func run(cmd *cobra.Command, scenarios []bench.Scenario, o bench.Options, settin
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	result := bench.Result{Machine: bench.Describe(ctx, version), Settings: settings}
-	if result.Rows, err = bench.Run(ctx, scenarios, o); err != nil {
-		return err
+	var interrupted error // what was measured until then is kept
+	if result.Rows, interrupted = bench.Run(ctx, scenarios, o); interrupted != nil && len(result.Rows) == 0 {
+		return interrupted
 	}
 	if err := result.WriteTable(cmd.OutOrStdout()); err != nil {
 		return err
@@ -142,6 +143,9 @@ func run(cmd *cobra.Command, scenarios []bench.Scenario, o bench.Options, settin
 		if err := writeJSON(jsonFile, &result); err != nil {
 			return err
 		}
+	}
+	if interrupted != nil {
+		return fmt.Errorf("ended early, after %d rows: %w", len(result.Rows), interrupted)
 	}
 	if n := result.Failed(); n > 0 {
 		return fmt.Errorf("%d of %d rows failed", n, len(result.Rows))
