@@ -53,7 +53,7 @@ func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
 	}
 	open := &opened{options: o}
 	defer open.closeExcept()
-	fmt.Fprintf(o.Progress, "%d scenarios, about %v\n", len(scenarios), expected(scenarios, o).Round(time.Minute))
+	fmt.Fprintf(o.Progress, "%d scenarios, about %v\n", len(scenarios), expected(scenarios, o).Round(10*time.Second))
 	var rows []Row
 	begin := time.Now()
 	for i, s := range scenarios {
