@@ -57,13 +57,12 @@ func pattern(n int) []byte {
 // service and to the pod itself through a service.
 func TestFragmentsFollowTheFirst(t *testing.T) {
 	type path struct {
-		name                string
-		vip, endpoint       netip.Addr
-		port                string
-		seenAs, answerFrom  netip.Addr // by the endpoint; by the client
-		extensions          int
-		proto               uint8
-		clientPort, service uint16
+		name          string
+		vip, endpoint netip.Addr
+		port          string
+		seenAs        netip.Addr // by the endpoint
+		extensions    int
+		proto         uint8
 	}
 	var paths []path
 	for _, v6 := range []bool{false, true} {
