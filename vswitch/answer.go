@@ -191,10 +191,12 @@ func (w *worker) tooBig(in *port, f *frame.Frame, h *wire.Headers, mtuBytes int)
 	return w.icmpError(in, f, h, drop.TooBig, wire.ICMPUnreachable, 4, uint32(mtuBytes))
 }
 
-// icmpError answers with an ICMP error, where one may be sent; it counts r.
+// icmpError answers with an ICMP error, where one may be sent; it counts r. The
+// netstack hears of nothing but packets that are too large: it has sent what it was
+// asked to, but must learn the path's MTU or its connections stall.
 func (w *worker) icmpError(in *port, f *frame.Frame, h *wire.Headers, r drop.Reason, icmpType, code uint8, info uint32) drop.Reason {
 	router := w.facts.router(h.V6)
-	if router == nil || h.IsICMPError() || h.LaterFrag || isMartianSource(&h.Src) || in.kind == PortGateway {
+	if router == nil || h.IsICMPError() || h.LaterFrag || isMartianSource(&h.Src) || in.kind == PortGateway && r != drop.TooBig {
 		return r
 	}
 	if !in.answers[w.id].allow(w.tick) {

@@ -250,6 +250,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: %[1]s}
 spec:
+  type: NodePort
   ipFamilyPolicy: RequireDualStack
   ports: [{name: udp, port: 71, targetPort: 7100, protocol: UDP}, {name: tcp, port: 71, targetPort: 7100, protocol: TCP}]
 ---
@@ -432,6 +433,20 @@ func TestPathBecomesNarrower(t *testing.T) {
 				t.Errorf("a packet of that size: %v", err)
 			}
 		})
+	}
+	t.Run("a NodePort from outside", func(t *testing.T) { c.testNarrowNodePort(t, s) })
+}
+
+// The netstack's own packets are too large as well: a client outside pours through
+// a NodePort of the node that the narrow path begins at.
+func (c *cluster) testNarrowNodePort(t *testing.T, s service) {
+	outside, err := c.lab.Outside()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := netip.AddrPortFrom(c.nodes[0].Underlay4, s.nodePort(t, "tcp"))
+	if err := bulkTCP(&lab.Pod{Namespace: outside.Namespace}, to, 1500, 4<<20); err != nil {
+		t.Error(err)
 	}
 }
 
