@@ -48,11 +48,19 @@ func perSecond(b *testing.B, unit string) {
 func BenchmarkLookupMillion(b *testing.B) {
 	table := million(b)
 	hits, misses := probes(0), probes(benchConnections)
+	var direct []Key // of those not rewritten
+	for len(direct) < benchProbes {
+		for _, k := range hits {
+			if hit, _ := lookup(table, k, 1); !hit.Rewrite && len(direct) < benchProbes {
+				direct = append(direct, k)
+			}
+		}
+	}
 	for _, tc := range []struct {
 		name string
 		keys []Key
 		want bool
-	}{{"hit", hits, true}, {"miss", misses, false}} {
+	}{{"hit", hits, true}, {"hit-direct", direct, true}, {"miss", misses, false}} {
 		// In batches, as workers do it.
 		b.Run(tc.name+"/batch-of-32", func(b *testing.B) {
 			var hashes [benchBatch]uint64

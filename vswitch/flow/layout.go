@@ -28,10 +28,11 @@ const (
 	layoutVersion = 1 // changes with any change of what is drawn in this file
 	headerBytes   = 4096
 	slotsPerChunk = 7
-	// loadPercent is how full the index is when all connections exist. At 70 one
-	// entry in nineteen lies outside its home chunk and one miss in six looks at a second;
-	// two entries a connection cost 26 bytes.
-	loadPercent = 70
+	// loadPercent is how full the index is when all connections exist. At 60 one
+	// entry in 34 lies outside its home chunk and one miss in twelve looks at a second,
+	// which Warm does not reach (at 70 one in nineteen and one in six); two entries a
+	// connection cost 31 bytes.
+	loadPercent = 60
 	// shardConnections is how many connections share a lock, up to maxShardBits:
 	// 256 locks make it rare that two of a few dozen workers want one at once.
 	shardConnections = 1024

@@ -42,7 +42,7 @@
 // # Limits
 //
 // Connections is a hard bound. A connection costs 128 bytes of record, 32 of counters
-// and 26 of index (two entries at 7/10 of the slots), 186 in all. A shard
+// and 31 of index (two entries at 6/10 of the slots), 191 in all. A shard
 // can be full before the table is; with a keyed hash (hash.go) that takes a deviation
 // of more than ten sigma. The generation in Hit.Ref is 32 bits: a hit would have
 // to be held for 2^31 lives of one record to be taken for another's.
@@ -164,12 +164,16 @@ func (t *Table) Cap() int { return len(t.records) }
 // is made of the lowest.
 func (t *Table) home(hash uint64) (chunk, first, end uint32) {
 	n := t.header.shardChunks
-	first = uint32(hash>>(64-t.header.shardBits)) * n
-	in, _ := bits.Mul64(hash<<t.header.shardBits, uint64(n))
+	first = t.shardOf(hash) * n
+	in, _ := bits.Mul64(hash<<(t.header.shardBits&63), uint64(n))
 	return first + uint32(in), first, first + n
 }
 
-func (t *Table) shardOf(hash uint64) uint32 { return uint32(hash >> (64 - t.header.shardBits)) }
+// shardOf is hash >> (64 - shardBits), in shifts that the compiler need not guard
+// against widths of 64 and more.
+func (t *Table) shardOf(hash uint64) uint32 {
+	return uint32(hash >> 1 >> ((63 - t.header.shardBits) & 63))
+}
 
 // lockPair locks the shards of two hashes, the lower first so that two writers
 // never wait for each other. hi is nil where both hashes share one shard.
