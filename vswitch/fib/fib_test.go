@@ -197,7 +197,7 @@ func TestRegularAddressesSpreadEvenly(t *testing.T) {
 	}
 }
 
-// A route found among a thousand lengths of routes must be bart's.
+// The longest match among nested prefixes of every length must be a trie's.
 func TestLongestMatchEqualsATries(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
 	table, want := New(), new(bart.Fast[NextHop])
