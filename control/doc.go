@@ -1,6 +1,6 @@
 // Package control decides what a node's dataplane should hold, and brings it there.
 //
-// It is the pure middle of the control plane (design decision 9): Kubernetes
+// It is the pure middle of the control plane: Kubernetes
 // objects in, desired State out, then the difference to what is programmed, in
 // an order that is safe to apply. It opens no file, no socket and no packet;
 // clocks come in as values. What does the reaching out sits below it and beside
@@ -22,7 +22,7 @@
 //	store.LoadPods(pods)            // attachments that survived the restart
 //	go store.Run(ctx, c)
 //
-// Three promises, each with a test (design decision 11): nothing is deleted from
+// Three promises, each with a test: nothing is deleted from
 // the dataplane before a full list was seen; a list that would take away more
 // than half is held for a grace; and losing the store changes nothing.
 package control

@@ -39,8 +39,7 @@ func Size(p netip.Prefix) uint64 {
 	return 1 << min(p.Addr().BitLen()-p.Bits(), 32)
 }
 
-// RouterAddr is the address a node itself has in a pod prefix (design decision
-// 7): the first after the network address. It is never leased.
+// RouterAddr is the address a node itself has in a pod prefix: the first after the network address. It is never leased.
 func RouterAddr(p netip.Prefix) netip.Addr { return AddrAt(p, 1) }
 
 // subnetAt is prefix number n of length bits inside p.

@@ -53,7 +53,7 @@ type Store interface {
 }
 
 // Claim is a node's hold on its name and on pod CIDRs. It outlives the node's
-// lease (design decision 11). The daemon keeps the one it got on disk.
+// lease. The daemon keeps the one it got on disk.
 type Claim struct {
 	Node     string         `json:"node"`
 	Instance string         `json:"instance"` // unique to this state directory: tells two machines of one name apart

@@ -13,7 +13,7 @@ import (
 	"vswitch/internal/lab/labtest"
 )
 
-// Must show 3: the other node is a kernel vxlan device set up as flannel does,
+// The other node is a kernel vxlan device set up as flannel does,
 // known to vswitch by its v1.Node alone. Ping and TCP both ways, both families,
 // and a service with its endpoint over there.
 func TestKernelVXLANNode(t *testing.T) {

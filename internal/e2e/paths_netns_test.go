@@ -284,7 +284,7 @@ func flowFrames(t *testing.T, node *lab.Node, to netip.AddrPort) (n uint64) {
 	return n
 }
 
-// Must show 4: curl against an HTTP server.
+// curl against an HTTP server.
 func (c *cluster) testCurl(t *testing.T) {
 	need(t, "curl")
 	c.in(t).eachPath(func(t *testing.T, from, to *lab.Pod, family int) {

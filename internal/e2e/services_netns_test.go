@@ -248,7 +248,7 @@ func (c *cluster) testPingVIP(t *testing.T, web service) {
 	}
 }
 
-// Must show 4: curl and iperf3 through a VIP and a NodePort.
+// curl and iperf3 through a VIP and a NodePort.
 func (c *cluster) testPrograms(t *testing.T) {
 	need(t, "curl", "iperf3")
 	server := c.in(t).pod(1, "server", map[string]string{"app": "server"})

@@ -32,7 +32,7 @@ func storePid(n *lab.Node) (int, error) {
 	return strconv.Atoi(string(m[1]))
 }
 
-// Must show 5: the store is stopped under traffic. A third node holds it, so
+// The store is stopped under traffic. A third node holds it, so
 // that neither node under test does.
 func TestStoreAway(t *testing.T) {
 	need(t, "ping")
