@@ -172,7 +172,7 @@ func (n *node) openTunnel() error {
 	mac := vtepMAC(n.instance)
 	mtu, err := vxlan.PodMTU(n.cfg.Underlay...)
 	if err != nil {
-		return fmt.Errorf("--underlay %s: %w", join(n.cfg.Underlay), err)
+		return fmt.Errorf("--underlay %s: %w; want an address of one of this host's interfaces that are up", join(n.cfg.Underlay), err)
 	}
 	n.tunnelMTU, n.mtuBytes = mtu, mtu
 	if n.cfg.MTUBytes != 0 {
