@@ -49,8 +49,13 @@ func (w *worker) admit(in *port, f *frame.Frame, h *wire.Headers) (done bool, r 
 		if in.kind != PortPod {
 			return true, w.unreachable(in, f, h, drop.NoRoute)
 		}
-		if hop.Kind == fib.Node && h.Proto == wire.ProtoUDP && slices.Contains(w.facts.tunnelPorts, h.DstPort) {
-			return true, drop.TunnelPort
+		if hop.Kind == fib.Node {
+			if h.Proto == wire.ProtoUDP && slices.Contains(w.facts.tunnelPorts, h.DstPort) {
+				return true, drop.TunnelPort
+			}
+			if ep, r := w.sw.cfg.Services.Pick(&w.key, h); r != drop.NoService {
+				return w.admitTo(in, f, h, &spec, ep, r)
+			}
 		}
 	default:
 		return true, w.unreachable(in, f, h, drop.NoRoute)
@@ -72,15 +77,26 @@ func (w *worker) admitVIP(in *port, f *frame.Frame, h *wire.Headers, spec *flow.
 		}
 		return true, w.unreachable(in, f, h, drop.NoService)
 	}
+	ep, r := services.Pick(&w.key, h)
+	return w.admitTo(in, f, h, spec, ep, r)
+}
+
+// admitTo installs a flow to the endpoint that a service picked, or refuses it
+// for the reason the service gave.
+func (w *worker) admitTo(in *port, f *frame.Frame, h *wire.Headers, spec *flow.Spec, ep flow.Endpoint, r drop.Reason) (bool, drop.Reason) {
 	const connectBits = wire.SYN | wire.ACK | wire.RST | wire.FIN
 	if h.Proto == wire.ProtoTCP && h.TCPFlags&connectBits != wire.SYN {
 		return true, w.refuse(in, f, h, drop.NoFlow)
 	}
-	ep, r := services.Pick(&w.key, h)
 	if r != drop.None {
 		return true, w.refuse(in, f, h, r)
 	}
 	spec.Endpoint = ep.ID
+	if ep.Gateway {
+		spec.Flags |= flow.ToGateway
+		r = w.install(spec, h)
+		return r != drop.None, r
+	}
 	spec.Reply.Src, spec.Reply.SrcPort = ep.Addr, ep.Port
 	if ep.Addr == h.Src {
 		// A pod that reaches itself gets no answer from its own kernel for a

@@ -43,6 +43,15 @@ const (
 type stubServices struct {
 	mu sync.Mutex
 	to map[netip.Addr]netip.AddrPort // by VIP; guarded by mu
+	// own are those that the gateway serves itself; guarded by mu.
+	own map[netip.Addr]bool
+}
+
+// serve makes the gateway itself serve an address.
+func (s *stubServices) serve(vip netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.own[vip] = true
 }
 
 func (s *stubServices) set(vip netip.Addr, ep netip.AddrPort) {
@@ -54,6 +63,9 @@ func (s *stubServices) set(vip netip.Addr, ep netip.AddrPort) {
 func (s *stubServices) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.own[k.Dst.Netip()] && k.DstPort == 80 {
+		return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, ID: 2, Gateway: true}, drop.None
+	}
 	ep, ok := s.to[k.Dst.Netip()]
 	if !ok || k.DstPort != 80 {
 		return flow.Endpoint{}, drop.NoService
@@ -92,7 +104,7 @@ func newBed(t *testing.T) *bed {
 		services: &stubServices{to: map[netip.Addr]netip.AddrPort{
 			vip4: netip.AddrPortFrom(podB4, 8080),
 			vip6: netip.AddrPortFrom(podB6, 8080),
-		}},
+		}, own: map[netip.Addr]bool{}},
 		queues: map[string]*queuetest.Queue{}, ids: map[string]uint32{},
 	}
 	b.sw, err = vswitch.New(vswitch.Config{FIB: b.fib, Flows: flows, Services: b.services})

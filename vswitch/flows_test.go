@@ -229,3 +229,48 @@ func TestEchoIdentifiersDoNotMix(t *testing.T) {
 		b.only(b.send("tunnel", tunnelled(peerIndex, reply)), from)
 	}
 }
+
+// A flow that the gateway serves itself keeps its tuple, whoever the address
+// belongs to by the FIB; the answers come from the address asked.
+func TestGatewayServesFlow(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		addr   netip.Addr
+		client netip.Addr
+		proto  uint8
+	}{
+		{"TCP to a VIP", vip4, podA4, wire.ProtoTCP},
+		{"UDP to a VIP", vip4, podA4, wire.ProtoUDP},
+		{"TCP to a VIP over IPv6", vip6, podA6, wire.ProtoTCP},
+		{"TCP to a node's address", node4, podA4, wire.ProtoTCP},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			b.services.serve(tt.addr)
+			request := fromA(wiretest.Packet{Dst: tt.addr, Proto: tt.proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 80})
+			for range 2 {
+				f := b.only(b.send("a", owned(request.Frame())), "gateway")
+				b.wantTuple(f, tt.client, 40000, tt.addr, 80)
+			}
+			answer := wiretest.Packet{Src: tt.addr, Dst: tt.client, Proto: tt.proto, Flags: wire.SYN | wire.ACK, SrcPort: 80, DstPort: 40000}
+			f := b.only(b.send("gateway", owned(answer.Frame())), "a")
+			b.wantTuple(f, tt.addr, 80, tt.client, 40000)
+		})
+	}
+}
+
+// A node's address at a port of a service is a VIP for pods; at another port it
+// is the node's own, behind the gateway.
+func TestNodeAddressIsVIPAtServicePort(t *testing.T) {
+	b := newBed(t)
+	b.services.set(node4, netip.AddrPortFrom(podB4, 8080))
+	request := fromA(wiretest.Packet{Dst: node4, Proto: wire.ProtoTCP, Flags: wire.SYN, SrcPort: 40000, DstPort: 80})
+	b.wantTuple(b.only(b.send("a", owned(request.Frame())), "b"), podA4, 40000, podB4, 8080)
+
+	request.DstPort = 22
+	b.wantTuple(b.only(b.send("a", owned(request.Frame())), "gateway"), podA4, 40000, node4, 22)
+
+	request.SrcPort, request.DstPort, request.Flags = 40001, 80, wire.ACK // of a connection that nobody knows
+	reset := b.only(b.send("a", owned(request.Frame())), "a", drop.NoFlow)
+	b.wantTuple(reset, node4, 80, podA4, 40001)
+}

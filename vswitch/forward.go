@@ -74,7 +74,7 @@ func (w *worker) forwardFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Rea
 
 // sendByFlow sends a packet that has the tuple its flow, w.hit, gave it.
 func (w *worker) sendByFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
-	if w.hit.Flags&flow.ReplyToGateway != 0 && w.hit.Dir == flow.Reply {
+	if w.hit.ToGateway() {
 		return w.send(in, w.sw.gateway.Load(), f, h)
 	}
 	return w.route(in, f, h)

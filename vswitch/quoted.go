@@ -54,7 +54,7 @@ func (w *worker) forwardAboutFlow(in *port, f *frame.Frame, h *wire.Headers) dro
 		w.translateQuoted(f, h)
 		w.rewritten = true // that it may leave by the port it came in by
 	}
-	if w.hit.Flags&flow.ReplyToGateway != 0 && w.hit.Dir == flow.Reply {
+	if w.hit.ToGateway() {
 		return w.send(in, w.sw.gateway.Load(), f, h)
 	}
 	return w.route(in, f, h)

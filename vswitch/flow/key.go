@@ -29,4 +29,7 @@ type Endpoint struct {
 	Addr wire.Addr
 	Port uint16
 	ID   uint64 // identity of the pod behind the address; another pod with the same address has another
+	// Gateway: the gateway serves the flow itself; Addr and Port are what the
+	// client asked for.
+	Gateway bool
 }

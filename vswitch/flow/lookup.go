@@ -19,8 +19,13 @@ func (d Direction) String() string {
 // Flags is what a connection asks of the switch besides its rewrite.
 type Flags uint8
 
-// ReplyToGateway: answers go to the gateway, whatever the FIB says.
-const ReplyToGateway Flags = 1
+// Flags. Whatever the FIB says of a packet's destination, a flow can lead
+// elsewhere: the netstack speaks with addresses that are not its own.
+const (
+	ReplyToGateway Flags = 1 << iota // answers go to the gateway
+	ToGateway                        // packets of the forward direction do
+	ReplyToPeer                      // answers go to the tunnel member that the flow came from
+)
 
 // Hit is what a lookup found. It stays true only as of the lookup: the
 // connection may end at any time, and Ref then fits none.
@@ -32,6 +37,14 @@ type Hit struct {
 	Rewrite  bool // To is not the tuple the packet came with
 	To       Key  // tuple the packet leaves with
 	Endpoint uint64
+}
+
+// ToGateway reports whether packets of the hit's direction go to the gateway.
+func (h *Hit) ToGateway() bool {
+	if h.Dir == Reply {
+		return h.Flags&ReplyToGateway != 0
+	}
+	return h.Flags&ToGateway != 0
 }
 
 // Reopens reports whether a packet with these TCP flags begins a new connection
