@@ -234,8 +234,9 @@ func (d *dataplane) programService(k control.ServiceKey) error {
 		}
 		merged.VIPs = append(merged.VIPs, s.VIPs...)
 		for _, e := range s.Endpoints {
+			here := e.Node == d.node
 			merged.Endpoints = append(merged.Endpoints, gateway.Endpoint{
-				Addr: e.Addr, Port: e.Port, ID: e.ID, Local: e.Node == d.node, Ready: e.Ready,
+				Addr: e.Addr, Port: e.Port, ID: e.ID, Cluster: e.Ready, Local: e.Ready && here, OnNode: here,
 			})
 		}
 	}

@@ -64,8 +64,8 @@ func published(proto uint8, port uint16) Service {
 		ServiceKey: ServiceKey{Namespace: "default", Name: "published"},
 		Protocol:   proto, Port: 80, NodePort: port,
 		Endpoints: []Endpoint{
-			{Addr: pod4, Port: 8080, ID: 1, Local: true, Ready: true},
-			{Addr: pod6, Port: 8080, ID: 1, Local: true, Ready: true},
+			{Addr: pod4, Port: 8080, ID: 1, Cluster: true, Local: true, OnNode: true},
+			{Addr: pod6, Port: 8080, ID: 1, Cluster: true, Local: true, OnNode: true},
 		},
 	}
 }
@@ -292,7 +292,7 @@ func TestNodePortWithoutEndpointRefuses(t *testing.T) {
 	}{
 		{"none ready", func(s *Service) {
 			s.Endpoints = slices.Clone(s.Endpoints)
-			s.Endpoints[0].Ready, s.Endpoints[1].Ready = false, false
+			s.Endpoints[0].Cluster, s.Endpoints[1].Cluster = false, false
 		}},
 		{"externalTrafficPolicy Local and none here", func(s *Service) {
 			s.Endpoints = slices.Clone(s.Endpoints)

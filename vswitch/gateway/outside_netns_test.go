@@ -277,7 +277,7 @@ func TestNodePortToAnotherNodesProgram(t *testing.T) {
 			}()
 			g, _ := start(t, hostPorts)
 			s := published(wire.ProtoTCP, 30080)
-			s.Endpoints = []Endpoint{{Addr: fam.host, Port: 8080, ID: 9, Ready: true}}
+			s.Endpoints = []Endpoint{{Addr: fam.host, Port: 8080, ID: 9, Cluster: true}}
 			if err := g.PutService(s); err != nil {
 				t.Fatal(err)
 			}

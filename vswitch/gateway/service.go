@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
@@ -30,11 +31,15 @@ type Endpoint struct {
 	// ID is the identity of the pod behind the address: another pod with the same
 	// address has another.
 	ID uint64
-	// Local: it runs on this node.
-	Local bool
-	// Ready: it takes new flows.
-	Ready bool
+	// Cluster and Local: it takes new flows where the policy is Cluster, or Local.
+	// An endpoint with neither keeps its connections and takes no new ones.
+	Cluster, Local bool
+	// OnNode: it runs on this node.
+	OnNode bool
 }
+
+// takesNew reports whether some new flow may go to the endpoint.
+func (e *Endpoint) takesNew() bool { return e.Cluster || e.Local }
 
 // ServiceKey names one port of one service.
 type ServiceKey struct {
@@ -52,19 +57,37 @@ func (k ServiceKey) String() string {
 type Service struct {
 	ServiceKey
 	Protocol uint8        // wire.ProtoTCP, ProtoUDP or ProtoSCTP
-	VIPs     []netip.Addr // addresses that pods use; SCTP has no node port
+	VIPs     []netip.Addr // ClusterIPs
 	Port     uint16
-	NodePort uint16 // zero: none
+	NodePort uint16 // zero: none; SCTP has none
+	// LoadBalancerIPs and ExternalIPs are addresses for clients outside the cluster.
+	// Pods use them too, whatever the policy for outside clients.
+	LoadBalancerIPs, ExternalIPs []netip.Addr
+	// SourceRanges are the clients that may come to LoadBalancerIPs; none: all may.
+	SourceRanges []netip.Prefix
 	// Endpoints of either family: a VIP is served by those of its own.
 	Endpoints []Endpoint
 	// InternalLocal and ExternalLocal keep VIP traffic, or node port traffic, on
 	// this node: a node without a local endpoint refuses (Kubernetes
 	// internalTrafficPolicy and externalTrafficPolicy).
 	InternalLocal, ExternalLocal bool
+	// Affinity is for how long a client stays with the endpoint it was given (sessionAffinity
+	// ClientIP); zero: every flow is given one afresh.
+	Affinity time.Duration
+	// HealthCheckNodePort tells load balancers whether this node has endpoints that
+	// outside clients reach; zero: none.
+	HealthCheckNodePort uint16
+	// Proxy makes the gateway terminate the connections; nil: flows are rewritten.
+	Proxy *Proxy
 }
 
-// Gone says that a service stopped sending to an endpoint: it was removed, is no
-// longer ready, or the service itself is gone. TCP flows may run to their end
+// Proxy is what a service in proxy mode asks for.
+type Proxy struct {
+	ProtocolV2 bool // tell endpoints the client's address by a PROXY protocol v2 header
+}
+
+// Gone says that a service stopped sending to an endpoint: it was removed, takes no
+// new flows any more, or the service itself is gone. TCP flows may run to their end
 // while the pod lives; UDP flows to Endpoint by way of VIPs and Port must be
 // forgotten, or their client never finds another.
 type Gone struct {
@@ -121,7 +144,7 @@ type vip struct {
 	proto uint8
 }
 
-// backends are the ready endpoints that one family of a service sends to.
+// backends are the endpoints that one family of a service sends new flows to.
 type backends []flow.Endpoint
 
 // pick takes one at random. math/rand/v2's generator is the runtime's own, per
@@ -261,11 +284,11 @@ func (t *services) removeVIPs(s *Service, keep map[vip]bool) {
 	}
 }
 
-// backends are the ready endpoints of one family, of this node alone if asked.
-func (s *Service) backends(v6, localOnly bool) backends {
+// backends are the endpoints of one family that the policy Local or Cluster gives.
+func (s *Service) backends(v6, local bool) backends {
 	b := backends{}
 	for _, e := range s.Endpoints {
-		if e.Ready && e.Addr.Is6() == v6 && (e.Local || !localOnly) {
+		if takes := local && e.Local || !local && e.Cluster; takes && e.Addr.Is6() == v6 {
 			b = append(b, flow.Endpoint{Addr: wire.AddrFrom(e.Addr), Port: e.Port, ID: e.ID})
 		}
 	}
@@ -286,23 +309,23 @@ func endpointsGone(prev, next *Service) []Gone {
 	if prev == nil {
 		return nil
 	}
-	ready, listed := make(map[place]bool), make(map[uint64]bool)
+	takesNew, listed := make(map[place]bool), make(map[uint64]bool)
 	var vips []netip.Addr // that stay
 	if next != nil && next.Protocol == prev.Protocol && next.Port == prev.Port {
 		vips = next.VIPs
 		for _, e := range next.Endpoints {
 			listed[e.ID] = true
-			if e.Ready {
-				ready[place{e.Addr, e.Port, e.ID}] = true
+			if e.takesNew() {
+				takesNew[place{e.Addr, e.Port, e.ID}] = true
 			}
 		}
 	}
 	var gone []Gone
 	for _, e := range prev.Endpoints {
-		if !e.Ready {
+		if !e.takesNew() {
 			continue
 		}
-		stays := ready[place{e.Addr, e.Port, e.ID}]
+		stays := takesNew[place{e.Addr, e.Port, e.ID}]
 		g := Gone{
 			Endpoint: e.ID, Service: prev.ServiceKey, Protocol: prev.Protocol, Port: prev.Port, Removed: !listed[e.ID],
 		}
@@ -322,6 +345,12 @@ func endpointsGone(prev, next *Service) []Gone {
 func (s *Service) clone() *Service {
 	c := *s
 	c.VIPs = slices.Clone(s.VIPs)
+	c.LoadBalancerIPs = slices.Clone(s.LoadBalancerIPs)
+	c.ExternalIPs = slices.Clone(s.ExternalIPs)
+	c.SourceRanges = slices.Clone(s.SourceRanges)
+	if s.Proxy != nil {
+		c.Proxy = new(*s.Proxy)
+	}
 	c.Endpoints = slices.Clone(s.Endpoints)
 	return &c
 }

@@ -26,8 +26,8 @@ func web(n int) Service {
 	}
 	for i := range n {
 		s.Endpoints = append(s.Endpoints,
-			Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, 1, byte(10 + i)}), Port: 8080, ID: uint64(100 + i), Ready: true},
-			Endpoint{Addr: netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 15: byte(10 + i)}), Port: 8080, ID: uint64(100 + i), Ready: true},
+			Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, 1, byte(10 + i)}), Port: 8080, ID: uint64(100 + i), Cluster: true},
+			Endpoint{Addr: netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 15: byte(10 + i)}), Port: 8080, ID: uint64(100 + i), Cluster: true},
 		)
 	}
 	return s
@@ -84,7 +84,7 @@ func TestPickRefuses(t *testing.T) {
 	unready := web(2)
 	unready.Name, unready.VIPs = "unready", []netip.Addr{netip.MustParseAddr("10.96.0.81")}
 	for i := range unready.Endpoints {
-		unready.Endpoints[i].Ready = false
+		unready.Endpoints[i].Cluster = false
 	}
 	away := web(2)
 	away.Name, away.VIPs, away.InternalLocal = "away", []netip.Addr{netip.MustParseAddr("10.96.0.82")}, true
@@ -188,7 +188,7 @@ func TestEndpointsGoneAreReported(t *testing.T) {
 	unready := func(es []Endpoint) []Endpoint {
 		es = slices.Clone(es)
 		for i := range es {
-			es[i].Ready = false
+			es[i].Cluster = false
 		}
 		return es
 	}
