@@ -62,7 +62,7 @@ func (w *worker) cut(in, out *port, f *frame.Frame, h *wire.Headers, mtuBytes in
 		p := piece.frame
 		p.Reset()
 		p.SetLen(headBytes + n)
-		p.Peer, p.Hash = f.Peer, f.Hash
+		p.Peer, p.Hash, p.Ingress = f.Peer, f.Hash, f.Ingress
 		copy(p.Bytes(), head[:headBytes])
 		copy(p.Bytes()[headBytes:], b[at:at+n])
 		offset := int(h.FragOffset) + at - h.L4Off

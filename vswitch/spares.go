@@ -146,7 +146,7 @@ func (w *worker) hold(in *port, f *frame.Frame, h *wire.Headers) bool {
 		return false
 	}
 	one.frame.Set(f.Bytes()[:h.End])
-	one.frame.VNet, one.frame.Peer = f.VNet, f.Peer
+	one.frame.VNet, one.frame.Peer, one.frame.Ingress = f.VNet, f.Peer, f.Ingress
 	one.since, one.turn, one.of = w.tick, s.turns, datagramOf(h)
 	s.turns++
 	s.set(one, spareHeld)

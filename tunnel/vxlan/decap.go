@@ -89,7 +89,7 @@ func (q *Queue) readMessage(l *link, ms *members, b *frame.Batch, budget *int) b
 // readDatagram judges one datagram and puts what it holds into the batch, which
 // has room.
 func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.Batch) {
-	inner, reason := decapsulate(data, msg, m, &q.t.cfg.MAC)
+	inner, ingress, reason := q.t.decapsulate(data, msg, m)
 	var v frame.VNet
 	merges := false
 	// What can't be parsed goes on as it is: the switch parses every frame and
@@ -108,6 +108,7 @@ func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.
 	if m != nil {
 		f.Peer = m.ID
 	}
+	f.Ingress = ingress
 	f.Drop = reason
 	if reason == drop.None {
 		copy(f.Space(), inner)
@@ -120,35 +121,41 @@ func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.
 }
 
 // decapsulate gives the inner frame, with the outer congestion mark carried over
-// in place, or the reason against it. own is this node's VTEP MAC.
-func decapsulate(data []byte, msg *udp.Message, m *member, own *frame.MAC) ([]byte, drop.Reason) {
+// in place, or the reason against it. ingress: it came by this node's ingress VNI,
+// from a member that has one itself.
+func (t *Tunnel) decapsulate(data []byte, msg *udp.Message, m *member) (inner []byte, ingress bool, _ drop.Reason) {
 	if msg.Truncated {
-		return nil, drop.Truncated
+		return nil, false, drop.Truncated
 	}
 	vni, inner, ok := parseHeader(data)
 	switch {
 	case !ok:
-		return nil, drop.NotVXLAN
+		return nil, false, drop.NotVXLAN
 	case m == nil:
-		return nil, drop.NotMember
-	case vni != m.VNI:
-		return nil, drop.UnknownVNI
-	case len(inner) < wire.EthernetBytes:
-		return nil, drop.BadInner
+		return nil, false, drop.NotMember
+	case vni == m.VNI:
+	case vni == t.cfg.IngressVNI && vni != 0 && m.IngressVNI != 0:
+		ingress = true
+	default:
+		return nil, false, drop.UnknownVNI
 	}
+	if len(inner) < wire.EthernetBytes {
+		return nil, false, drop.BadInner
+	}
+	own := t.cfg.MAC
 	dst, src := frame.MAC(inner[:6]), frame.MAC(inner[6:12])
 	switch {
-	case src.IsMulticast() || src.IsZero() || src == *own:
-		return nil, drop.BadInner
+	case src.IsMulticast() || src.IsZero() || src == own:
+		return nil, false, drop.BadInner
 	case dst.IsMulticast():
-		return nil, drop.Multicast
-	case dst != *own:
-		return nil, drop.BadInner
+		return nil, false, drop.Multicast
+	case dst != own:
+		return nil, false, drop.BadInner
 	}
 	if r := decapsulateECN(msg.TOS, inner); r != drop.None {
-		return nil, r
+		return nil, false, r
 	}
-	return inner, drop.None
+	return inner, ingress, drop.None
 }
 
 // rawIO reads or writes the event's word without the scheduler's notice.

@@ -261,6 +261,8 @@ func TestSetPeerNamesWhatIsWrong(t *testing.T) {
 		{"an address of a family that we have not", func(p *vxlan.Peer) { p.Underlay = loopbacks["IPv6"] }},
 		{"port zero", func(p *vxlan.Peer) { p.Ports = []uint16{1, 0} }},
 		{"a VNI of 25 bits", func(p *vxlan.Peer) { p.VNI = 1 << 24 }},
+		{"an ingress VNI of 25 bits", func(p *vxlan.Peer) { p.IngressVNI = 1 << 24 }},
+		{"an ingress VNI that is its VNI", func(p *vxlan.Peer) { p.IngressVNI = 1 }},
 		{"no MAC", func(p *vxlan.Peer) { p.MAC = frame.MAC{} }},
 		{"a multicast MAC", func(p *vxlan.Peer) { p.MAC = frame.Broadcast }},
 	}

@@ -58,6 +58,12 @@ func (q *Queue) encapsulate(f *frame.Frame, m *member) drop.Reason {
 	if len(b) < wire.EthernetBytes {
 		return drop.Truncated
 	}
+	vni := m.VNI
+	if f.Ingress {
+		if vni = m.IngressVNI; vni == 0 {
+			return drop.NoPeer
+		}
+	}
 	copy(b, m.MAC[:])
 	copy(b[6:], q.t.cfg.MAC[:])
 	dest, tos := m.dest(f.Hash), innerTOS(b)&ecnMask
@@ -67,7 +73,7 @@ func (q *Queue) encapsulate(f *frame.Frame, m *member) drop.Reason {
 			return r
 		}
 		if f.VNet.IsGSO() {
-			return q.encapsulateSuper(f, l, dest, tos, m.VNI)
+			return q.encapsulateSuper(f, l, dest, tos, vni)
 		}
 		if r := offload.CompleteParsed(f, &q.h); r != drop.None {
 			return r
@@ -77,7 +83,7 @@ func (q *Queue) encapsulate(f *frame.Frame, m *member) drop.Reason {
 		return drop.TooBig
 	}
 	packet := f.WithHeadroom(HeaderBytes)
-	putHeader(packet, m.VNI)
+	putHeader(packet, vni)
 	l.conn.Stage(dest, tos, packet, nil, &f.Drop)
 	return drop.None
 }

@@ -17,7 +17,8 @@ import (
 // IPv4 header whose checksum was right still has a right one.
 func FuzzDecapsulate(f *testing.F) {
 	own, peer := frame.MAC{2, 0, 0x5e, 0, 0, 0xb}, frame.MAC{2, 0, 0x5e, 0, 0, 0xa}
-	m := &member{Peer: Peer{ID: 1, VNI: 1, MAC: peer}}
+	m := &member{Peer: Peer{ID: 1, VNI: 1, IngressVNI: 7, MAC: peer}}
+	tun := &Tunnel{cfg: Config{VNI: 1, IngressVNI: IngressVNI(1), MAC: own}}
 	for _, p := range []*offloadtest.Packet{
 		offloadtest.TCP4([]byte("x")), offloadtest.TCP4([]byte("x")).ToUDP(), offloadtest.TCP4([]byte("x")).ToV6(),
 	} {
@@ -31,6 +32,9 @@ func FuzzDecapsulate(f *testing.F) {
 		f.Add(packet, uint8(1), true)
 		f.Add(packet[:8+14+2], uint8(3), true)
 		f.Add(packet, uint8(0), false)
+		packet = bytes.Clone(packet)
+		packet[4] = 0x80
+		f.Add(packet, uint8(0), true)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, tos uint8, known bool) {
 		from := m
@@ -40,7 +44,7 @@ func FuzzDecapsulate(f *testing.F) {
 		var before, after wire.Headers
 		parsed := len(data) > HeaderBytes && wire.Parse(data[HeaderBytes:], &before) == drop.None
 		original := bytes.Clone(data)
-		inner, r := decapsulate(data, &udp.Message{TOS: tos}, from, &own)
+		inner, ingress, r := tun.decapsulate(data, &udp.Message{TOS: tos}, from)
 		if r != drop.None {
 			if inner != nil {
 				t.Fatalf("%v, and yet a frame", r)
@@ -50,8 +54,8 @@ func FuzzDecapsulate(f *testing.F) {
 		switch {
 		case !known:
 			t.Fatal("accepted from a stranger")
-		case data[0]&flagVNI == 0 || data[4] != 0 || data[5] != 0 || data[6] != 1:
-			t.Fatal("accepted without our VNI")
+		case data[0]&flagVNI == 0 || ingress != (data[4] == 0x80) || data[4]&0x7f != 0 || data[5] != 0 || data[6] != 1:
+			t.Fatal("accepted without one of our VNIs, or one taken for the other")
 		case len(inner) != len(data)-HeaderBytes || len(inner) < wire.EthernetBytes:
 			t.Fatalf("%d bytes of %d", len(inner), len(data))
 		case frame.MAC(inner[:6]) != own || frame.MAC(inner[6:]) == own || inner[6]&1 != 0:

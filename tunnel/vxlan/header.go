@@ -28,6 +28,19 @@ const (
 	flagVNI = 0x08
 )
 
+// ingressBit tells a node's ingress VNI from its VNI. The highest bit, far from the
+// small numbers people give: a second cluster over the same underlay, or a second
+// device of flannel's, has 2 rather than 2^23+1.
+const ingressBit = 1 << 23
+
+// IngressVNI is the ingress VNI that goes with a VNI.
+func IngressVNI(vni uint32) uint32 {
+	if vni == ingressBit {
+		return MaxVNI
+	}
+	return vni ^ ingressBit
+}
+
 // putHeader writes a VXLAN header into the first HeaderBytes of b.
 func putHeader(b []byte, vni uint32) {
 	_ = b[HeaderBytes-1]

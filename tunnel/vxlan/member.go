@@ -37,6 +37,9 @@ type Peer struct {
 	AnyPort bool
 	// VNI is its network identifier, both ways; 0: the tunnel's own.
 	VNI uint32
+	// IngressVNI is the identifier it takes frames from outside the cluster by; 0:
+	// it takes none, and sends none.
+	IngressVNI uint32
 	// MAC is its VTEP's, unicast.
 	MAC frame.MAC
 }
@@ -102,6 +105,13 @@ func (t *Tunnel) RemovePeer(id uint32) bool {
 	return true
 }
 
+// TakesIngress reports whether a member takes frames from outside the cluster. It
+// takes no lock.
+func (t *Tunnel) TakesIngress(id uint32) bool {
+	m := t.members.Load().byID[id]
+	return m != nil && m.IngressVNI != 0
+}
+
 func (t *Tunnel) newMember(p Peer) (*member, error) {
 	p.Underlay = p.Underlay.Unmap()
 	if len(p.Ports) == 0 {
@@ -119,6 +129,8 @@ func (t *Tunnel) newMember(p Peer) (*member, error) {
 		return nil, fmt.Errorf("underlay address %v: this node has no underlay address of that family", p.Underlay)
 	case p.VNI > MaxVNI:
 		return nil, fmt.Errorf("VNI %d: want at most %d", p.VNI, MaxVNI)
+	case p.IngressVNI > MaxVNI || p.IngressVNI == p.VNI:
+		return nil, fmt.Errorf("ingress VNI %d: want at most %d and not its VNI", p.IngressVNI, MaxVNI)
 	case p.MAC.IsZero() || p.MAC.IsMulticast():
 		return nil, fmt.Errorf("VTEP MAC %v: want a unicast address", p.MAC)
 	}

@@ -10,6 +10,9 @@
 // inner address may be is the switch's to judge: a received frame names its
 // member in Frame.Peer.
 //
+// Frames whose source is outside the cluster (Frame.Ingress) travel under a VNI of
+// their own, so that the check of inner sources stays strict for all others.
+//
 // Queue i belongs to worker i. New, SetPeer, RemovePeer, Stats and Close may be
 // called from any goroutine, Close only after the workers let go.
 package vxlan
@@ -40,6 +43,9 @@ type Config struct {
 	Sockets int
 	// VNI is this node's network identifier, 1 to 2^24-1; 0: DefaultVNI.
 	VNI uint32
+	// IngressVNI is a second identifier of this node's, for frames from outside the
+	// cluster: 0, or 1 to 2^24-1 and not VNI. Only members that have one too send by it.
+	IngressVNI uint32
 	// MAC is this node's VTEP address, unicast.
 	MAC frame.MAC
 	// Offload allows UDP segmentation offload on send and receive where the kernel has it.
@@ -101,6 +107,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("%d ports from %d: they end beyond 65535", c.Sockets, c.Port)
 	case c.VNI > MaxVNI:
 		return fmt.Errorf("VNI %d: want 1 to %d", c.VNI, MaxVNI)
+	case c.IngressVNI > MaxVNI || c.IngressVNI == c.VNI:
+		return fmt.Errorf("ingress VNI %d: want 1 to %d and not the VNI itself, or 0 for none", c.IngressVNI, MaxVNI)
 	case c.MAC.IsZero() || c.MAC.IsMulticast():
 		return fmt.Errorf("VTEP MAC %v: want a unicast address", c.MAC)
 	case c.UnderlayMTUBytes < 0 || c.PodMTUBytes < 0:

@@ -316,6 +316,7 @@ func TestOpenNamesWhatIsWrong(t *testing.T) {
 		{"too many sockets", func(c *vxlan.Config) { c.Sockets = 65 }},
 		{"ports beyond the last", func(c *vxlan.Config) { c.Port, c.Sockets = 65535, 2 }},
 		{"a VNI of 25 bits", func(c *vxlan.Config) { c.VNI = 1 << 24 }},
+		{"an ingress VNI that is the VNI", func(c *vxlan.Config) { c.IngressVNI = vxlan.DefaultVNI }},
 		{"no MAC", func(c *vxlan.Config) { c.MAC = frame.MAC{} }},
 		{"a multicast MAC", func(c *vxlan.Config) { c.MAC = frame.Broadcast }},
 		{"a negative MTU", func(c *vxlan.Config) { c.UnderlayMTUBytes = -1 }},

@@ -43,6 +43,9 @@ type Frame struct {
 	VNet VNet
 	// Peer is the tunnel member that sent the frame, or that is to get it; zero: none.
 	Peer uint32
+	// Ingress: the frame crosses the tunnel in the network for traffic from outside
+	// the cluster, so its source is no node's to answer for.
+	Ingress bool
 	// Hash spreads flows over queues, the same for every frame of a flow.
 	Hash uint32
 	// Drop is set by whoever finds that the frame can't go on; None otherwise.
@@ -63,7 +66,7 @@ func NewSized(n int) *Frame {
 func (f *Frame) Reset() {
 	f.off, f.end = HeadroomBytes, HeadroomBytes
 	f.VNet = VNet{}
-	f.Peer, f.Hash = 0, 0
+	f.Peer, f.Hash, f.Ingress = 0, 0, false
 	f.Drop = drop.None
 }
 
@@ -106,7 +109,7 @@ func (f *Frame) Set(b []byte) {
 func (f *Frame) Clone() *Frame {
 	c := New()
 	c.Set(f.Bytes())
-	c.VNet, c.Peer, c.Hash, c.Drop = f.VNet, f.Peer, f.Hash, f.Drop
+	c.VNet, c.Peer, c.Hash, c.Ingress, c.Drop = f.VNet, f.Peer, f.Hash, f.Ingress, f.Drop
 	return c
 }
 

@@ -96,7 +96,7 @@ func (q *Queue) Receive(b *frame.Batch) error {
 		src, dst := q.in[0], b.Next()
 		q.in = q.in[1:]
 		dst.Set(src.Bytes())
-		dst.VNet, dst.Peer, dst.Drop = src.VNet, src.Peer, src.Drop
+		dst.VNet, dst.Peer, dst.Ingress, dst.Drop = src.VNet, src.Peer, src.Ingress, src.Drop
 		b.Keep()
 	}
 	if len(q.in) == 0 {
