@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -64,7 +65,6 @@ func TestWhatIsHeldIsRefusedByTheHoldersName(t *testing.T) {
 	}
 }
 
-// Nodes that apply at the same time get different addresses and ports.
 // TestABadObjectLeavesNothingOfItsFileBehind applies files whose last object the
 // store refuses, by what it holds or by what comes before in the file.
 func TestABadObjectLeavesNothingOfItsFileBehind(t *testing.T) {
@@ -104,6 +104,39 @@ endpoints: [{addresses: ["192.0.2.7"]}]
 	}
 }
 
+// TestALongFileIsAppliedInOrder applies more objects than one transaction takes,
+// the last of them another form of the first.
+func TestALongFileIsAppliedInOrder(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a")
+	const services = 2*maxBatch + 7
+	var file strings.Builder
+	for i := range services {
+		file.WriteString(serviceYAML(fmt.Sprintf("s%d", i), "") + "\n---\n")
+	}
+	file.WriteString(serviceYAML("s0", "  externalTrafficPolicy: Local\n  type: NodePort\n"))
+	out := s.apply(st, file.String())
+	if len(out) != services+1 {
+		t.Fatalf("%d applied, want %d", len(out), services+1)
+	}
+	first, last := out[0].(*corev1.Service), out[services].(*corev1.Service)
+	if first.UID != last.UID || first.ResourceVersion == last.ResourceVersion || last.Spec.Type != corev1.ServiceTypeNodePort {
+		t.Errorf("the first service is %s at version %s, and as changed later %s at %s", first.UID, first.ResourceVersion, last.UID, last.ResourceVersion)
+	}
+	list, err := st.List(s.context(), control.KindService)
+	if err != nil || len(list) != services {
+		t.Fatalf("%d stored, %v; want %d", len(list), err, services)
+	}
+	addrs := map[string]bool{}
+	for _, o := range list {
+		addrs[o.(*corev1.Service).Spec.ClusterIP] = true
+	}
+	if len(addrs) != services {
+		t.Errorf("%d addresses for %d services", len(addrs), services)
+	}
+}
+
+// Nodes that apply at the same time get different addresses and ports.
 func TestConcurrentAllocationsAreDistinct(t *testing.T) {
 	s := newServer(t)
 	const nodes, each = 3, 6
