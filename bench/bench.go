@@ -219,6 +219,7 @@ type network struct {
 	// restless uses CPU without traffic, and so is stopped while others are measured.
 	restless *lab.Process
 	binDir   string
+	code     string // the package whose benchmarks are run, where there is no lab
 	// drops counts what the system dropped so far, by reason; nil: it doesn't say.
 	dropped func(context.Context) (map[string]uint64, error)
 }

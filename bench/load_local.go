@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -144,16 +145,13 @@ func parseStat(stat string) (pid, ppid int, err error) {
 	return pid, ppid, err
 }
 
-// fibTest is the test binary of vswitch/fib that `make bench` builds.
-const fibTest = "fib.test"
-
-// lookups runs a benchmark of vswitch/fib, in a process of its own.
-func lookups(ctx context.Context, l *Load, n *network, d time.Duration, _ string) (measurement, error) {
-	c := exec.CommandContext(ctx, filepath.Join(n.binDir, fibTest), "-test.run", "^$",
+// benchmark runs a benchmark of the system's package, in a process of its own.
+func benchmark(ctx context.Context, l *Load, n *network, d time.Duration, _ string) (measurement, error) {
+	c := exec.CommandContext(ctx, filepath.Join(n.binDir, path.Base(n.code)+".test"), "-test.run", "^$",
 		"-test.bench", benchmarkPattern(l.Benchmark), "-test.benchtime", d.String())
 	out, err := c.CombinedOutput()
 	if errors.Is(err, os.ErrNotExist) {
-		return measurement{}, fmt.Errorf("%w: go test -c -o %s ./vswitch/fib", err, c.Path)
+		return measurement{}, fmt.Errorf("%w: go test -c -o %s ./%s", err, c.Path, n.code)
 	}
 	if err != nil {
 		return measurement{}, fmt.Errorf("%s: %w: %s", c, err, out)
@@ -170,16 +168,26 @@ func benchmarkPattern(name string) string {
 	return strings.Join(parts, "/")
 }
 
-// parseBenchmark finds the lookup rate of a benchmark in what `go test` prints.
+// parseBenchmark takes every figure of a benchmark from what `go test` prints, by unit:
+//
+//	BenchmarkName-2   17216030   66.13 ns/op   15.12 Mlookups/s
 func parseBenchmark(out, name string) (measurement, error) {
-	line := regexp.MustCompile(`(?m)^Benchmark` + regexp.QuoteMeta(name) + `(?:-\d+)?\s.*?([0-9.]+) Mlookups/s.*$`)
+	line := regexp.MustCompile(`(?m)^Benchmark` + regexp.QuoteMeta(name) + `(?:-\d+)?\s+\d+\s+(.*)$`)
 	all := line.FindAllStringSubmatch(out, -1)
 	if len(all) != 1 {
 		return measurement{}, fmt.Errorf("%d results of benchmark %s: %.500s", len(all), name, out)
 	}
-	rate, err := strconv.ParseFloat(all[0][1], 64)
-	if err != nil {
-		return measurement{}, err
+	m := measurement{figures: map[string]float64{}, detail: strings.TrimSpace(all[0][0])}
+	words := strings.Fields(all[0][1])
+	for ; len(words) >= 2; words = words[2:] {
+		v, err := strconv.ParseFloat(words[0], 64)
+		if err != nil {
+			return measurement{}, fmt.Errorf("benchmark %s: %w", name, err)
+		}
+		m.figures[words[1]] = v
 	}
-	return measurement{figures: map[string]float64{"rate": rate}, detail: strings.TrimSpace(all[0][0])}, nil
+	if len(words) != 0 || len(m.figures) == 0 {
+		return measurement{}, fmt.Errorf("benchmark %s: no figures and units: %q", name, all[0][1])
+	}
+	return m, nil
 }

@@ -36,18 +36,18 @@ func TestSockperfOutputBecomesFiguresOrAnError(t *testing.T) {
 	}
 }
 
-func TestBenchmarkOutputBecomesARateOrAnError(t *testing.T) {
+func TestBenchmarkOutputBecomesFiguresOrAnError(t *testing.T) {
 	const out = `goos: linux
 BenchmarkLookupMillionHosts/IPv4/hit-2         	17216030	        66.13 ns/op	        15.12 Mlookups/s
 BenchmarkLookupMillionHosts/IPv4/hit-under-100k-changes-per-s-2 	19185855	 56.16 ns/op	 17.81 Mlookups/s	 90866 changes/s
 PASS
 `
 	for name, want := range map[string]float64{"LookupMillionHosts/IPv4/hit": 15.12, "LookupMillionHosts/IPv4/hit-under-100k-changes-per-s": 17.81} {
-		if m, err := parseBenchmark(out, name); err != nil || m.figures["rate"] != want {
+		if m, err := parseBenchmark(out, name); err != nil || m.figures["Mlookups/s"] != want || m.figures["ns/op"] == 0 {
 			t.Errorf("%s: %v, %v; want %v", name, m.figures, err, want)
 		}
 	}
-	for _, bad := range []string{"", "PASS\n", "BenchmarkX-2  \t 3 ns/op\n", strings.Repeat("BenchmarkX-2 1 2 Mlookups/s\n", 2)} {
+	for _, bad := range []string{"", "PASS\n", "BenchmarkX-2  \t 3 ns/op\n", "BenchmarkX-2 1 2\n", "BenchmarkX-2 1 fast Mlookups/s\n", strings.Repeat("BenchmarkX-2 1 2 Mlookups/s\n", 2)} {
 		if m, err := parseBenchmark(bad, "X"); err == nil {
 			t.Errorf("%q: %v and no error", bad, m.figures)
 		}

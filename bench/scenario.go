@@ -64,6 +64,8 @@ type Scenario struct {
 	MTUBytes int `json:"mtu,omitempty"`
 	// Pods of an idle node; 0: defaultIdlePods.
 	Pods int `json:"pods,omitempty"`
+	// Services on the nodes besides the one asked, with servicesEndpoints each.
+	Services int `json:"services,omitempty"`
 	// Goal for the ratio, subject to baseline, or for the figure itself where
 	// there is no baseline; 0: none.
 	Goal float64 `json:"goal,omitempty"`
@@ -168,6 +170,10 @@ func (s *Scenario) validate() error {
 		return fmt.Errorf("%d pods are not within 1..200", s.Pods)
 	case s.Pods > 0 && s.Topology != Idle:
 		return errors.New("a number of pods is for idle nodes")
+	case s.Services < 0 || s.Services > 30000:
+		return fmt.Errorf("%d services are not within 0..30000", s.Services)
+	case s.Services > 0 && s.Topology != ClusterIP:
+		return errors.New("a number of services is for topology cluster-ip")
 	}
 	for _, side := range []struct{ what, name string }{{"subject", s.Subject}, {"baseline", s.Baseline}} {
 		if side.what == "baseline" && side.name == NoBaseline {
@@ -250,6 +256,7 @@ type networkKey struct {
 	underlay string
 	mtuBytes int
 	pods     int // of an idle node
+	services int // besides the one asked
 }
 
 func (k networkKey) String() string {
@@ -257,6 +264,9 @@ func (k networkKey) String() string {
 		return k.system
 	}
 	s := fmt.Sprintf("%s, %s, MTU %d", k.system, k.topology, k.mtuBytes)
+	if k.services > 0 {
+		s += fmt.Sprintf(", %d services", k.services)
+	}
 	if k.underlay != "" {
 		s += ", underlay " + k.underlay
 	}
@@ -264,7 +274,11 @@ func (k networkKey) String() string {
 }
 
 func (s *Scenario) network(system string) networkKey {
-	return networkKey{system: system, topology: s.Topology, underlay: s.Underlay, mtuBytes: s.MTUBytes, pods: s.Pods}
+	k := networkKey{system: system, topology: s.Topology, underlay: s.Underlay, mtuBytes: s.MTUBytes, pods: s.Pods, services: s.Services}
+	if system == systemFew {
+		k.services = fewServices
+	}
+	return k
 }
 
 // endpoints are where a load's two sides run.

@@ -16,6 +16,8 @@ type system struct {
 	topologies []Topology
 	// open builds the topology in an empty lab; nil: there is no network.
 	open func(context.Context, *lab.Lab, networkKey) (*network, error)
+	// code is the package whose benchmarks stand for a system that has no network.
+	code string
 	// userSpace marks another way to move packets in user space: plotted apart.
 	userSpace bool
 }
@@ -24,6 +26,8 @@ var systems = map[string]system{
 	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Idle}, open: openVswitch},
 	// vswitch-direct is vswitch as NodePort and ClusterIP build it, pod to pod: what a service costs.
 	"vswitch-direct": {topologies: []Topology{NodePort, ClusterIP}, open: openVswitch},
+	// vswitch-few is what a node of many services is compared with.
+	systemFew: {topologies: []Topology{ClusterIP}, open: openVswitch},
 	// vswitch-plain has TAPs without offload, as package songgao/water makes them.
 	"vswitch-plain": {topologies: []Topology{SameNode}, open: openVswitch, userSpace: true},
 	"kernel-bridge": {topologies: []Topology{SameNode}, open: openKernelBridge},
@@ -32,7 +36,8 @@ var systems = map[string]system{
 	"ovs-netdev":    {topologies: []Topology{SameNode}, open: openOVS, userSpace: true},
 	"slirp4netns":   {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Slirp4netns), userSpace: true},
 	"pasta":         {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Pasta), userSpace: true},
-	"fib":           {topologies: []Topology{InMemory}},
+	"fib":           {topologies: []Topology{InMemory}, code: "vswitch/fib"},
+	"flow":          {topologies: []Topology{InMemory}, code: "vswitch/flow"},
 }
 
 func systemNames() []string { return slices.Sorted(maps.Keys(systems)) }
@@ -44,7 +49,7 @@ const openTimeout = 60 * time.Second
 func openNetwork(ctx context.Context, k networkKey, o Options) (*network, error) {
 	open := systems[k.system].open
 	if open == nil {
-		return &network{binDir: o.BinDir}, nil
+		return &network{binDir: o.BinDir, code: systems[k.system].code}, nil
 	}
 	offload := lab.OffloadDefault
 	if k.underlay != "" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"vswitch/internal/lab"
 )
@@ -55,6 +56,11 @@ func openVswitch(ctx context.Context, l *lab.Lab, k networkKey) (*network, error
 	if k.topology != ClusterIP && k.topology != NodePort {
 		return n, nil
 	}
+	// Many services first: the node programs them in order, so that all are there
+	// when the last can be reached.
+	if err := fill(ctx, nodes[0], k.services); err != nil {
+		return nil, err
+	}
 	// The service is there for vswitch-direct too: only the way differs.
 	if err := nodes[0].Apply(ctx, serviceYAML()); err != nil {
 		return nil, err
@@ -104,6 +110,46 @@ spec:
   - {name: tcp, protocol: TCP, port: %[2]d, targetPort: %[2]d, nodePort: %[3]d}
   - {name: udp, protocol: UDP, port: %[2]d, targetPort: %[2]d, nodePort: %[3]d}
 `, serviceAddr, loadPort, nodePort)
+}
+
+const (
+	systemFew         = "vswitch-few"
+	fewServices       = 10
+	servicesEndpoints = 10 // of each service that is only there to be many
+	servicesAtOnce    = 500
+)
+
+// fill gives the node that many services more.
+func fill(ctx context.Context, n *lab.Node, services int) error {
+	var b strings.Builder
+	for i := range services {
+		name := fmt.Sprintf("many-%d", i)
+		fmt.Fprintf(&b, `---
+apiVersion: v1
+kind: Service
+metadata: {name: %[1]s, namespace: default}
+spec:
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: %[1]s, namespace: default, labels: {kubernetes.io/service-name: %[1]s}}
+addressType: IPv4
+ports: [{port: 8080, protocol: TCP}]
+endpoints:
+`, name)
+		for e := range servicesEndpoints {
+			at := i*servicesEndpoints + e
+			fmt.Fprintf(&b, "- addresses: [10.%d.%d.%d]\n", 245+at>>16, at>>8&255, at&255)
+		}
+		if (i+1)%servicesAtOnce == 0 || i == services-1 {
+			if err := n.Apply(ctx, b.String()); err != nil {
+				return err
+			}
+			b.Reset()
+		}
+	}
+	return nil
 }
 
 // vswitchDrops sums the nodes' drops by reason.
