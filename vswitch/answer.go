@@ -161,8 +161,8 @@ func (w *worker) refuse(in *port, f *frame.Frame, h *wire.Headers, r drop.Reason
 	if !in.answers[w.id].allow(w.tick) {
 		return drop.ReplyLimited
 	}
-	w.count(in, r)
 	w.restore(f, h)
+	w.lost(in, f, r)
 	n := wire.PutTCPReset(w.scratch[frame.EthernetBytes:], f.Bytes(), h)
 	w.replace(f, h.V6, n)
 	w.reply(in, f)
@@ -202,8 +202,8 @@ func (w *worker) icmpError(in *port, f *frame.Frame, h *wire.Headers, r drop.Rea
 	if !in.answers[w.id].allow(w.tick) {
 		return drop.ReplyLimited
 	}
-	w.count(in, r)
 	w.restore(f, h)
+	w.lost(in, f, r)
 	n := wire.PutICMPError(w.scratch[frame.EthernetBytes:], f.Bytes(), h, *router, icmpType, code, info)
 	w.replace(f, h.V6, n)
 	w.reply(in, f)

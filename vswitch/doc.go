@@ -19,4 +19,5 @@
 //	answer.go   frames the switch itself sends
 //	port.go     ports and the snapshot that workers see
 //	stats.go    counters
+//	capture.go  what passes, shown to who asks
 package vswitch

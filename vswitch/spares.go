@@ -132,7 +132,7 @@ func (w *worker) tendSpares(in *port, s *spares) {
 		if one.state != spareHeld || w.forwardHeld(in, s, one) || w.tick-one.since < holdTicks {
 			continue
 		}
-		w.count(in, drop.StrayFragment)
+		w.lost(in, one.frame, drop.StrayFragment)
 		s.set(one, spareFree)
 	}
 }
@@ -182,7 +182,7 @@ func (w *worker) forwardHeld(in *port, s *spares, one *spare) bool {
 	w.rewritten = false
 	s.set(one, spareLeaving)
 	if r := w.forwardRest(in, one.frame, h); r != drop.None {
-		w.count(in, r)
+		w.lost(in, one.frame, r)
 	}
 	return true
 }

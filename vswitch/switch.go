@@ -64,8 +64,9 @@ type Switch struct {
 	// pollSlots is how many more workers may poll at this moment.
 	pollSlots atomic.Int32
 	facts     atomic.Pointer[facts]
-	gateway   atomic.Pointer[port] // the gateway port, when there is one
-	tunnel    atomic.Pointer[port] // the tunnel port, when there is one
+	gateway   atomic.Pointer[port]       // the gateway port, when there is one
+	tunnel    atomic.Pointer[port]       // the tunnel port, when there is one
+	captures  atomic.Pointer[[]*Capture] // nil: none
 
 	// ports is indexed by port id; nil where none is. Workers load it once per
 	// batch; changes publish a copy.
@@ -251,6 +252,7 @@ func (s *Switch) Close() error {
 	for _, w := range s.workers {
 		w.stop()
 	}
+	s.endCaptures()
 	var errs []error
 	for _, p := range *s.ports.Load() {
 		if p != nil {

@@ -53,6 +53,7 @@ type worker struct {
 	rewritten bool
 	rng       *rand.Rand
 	scratch   [frame.EthernetBytes + maxErrorBytes]byte // an ICMP error being written
+	tap       tapper
 
 	mu      sync.Mutex
 	mailbox []func() // guarded by mu
@@ -142,6 +143,9 @@ func (w *worker) forwardBatch(in *port) {
 	}
 	w.ports = *w.sw.ports.Load()
 	w.facts = w.sw.facts.Load()
+	if w.tap.captures = w.sw.captures.Load(); w.tap.captures != nil {
+		w.tapIngress(in)
+	}
 	bytes := 0
 	for i := range n {
 		f := w.batch.At(i)
@@ -150,10 +154,13 @@ func (w *worker) forwardBatch(in *port) {
 			f.Drop = w.forward(in, f)
 		}
 		if f.Drop != drop.None {
-			w.count(in, f.Drop)
+			w.lost(in, f, f.Drop)
 		}
 	}
 	w.flush(in)
+	if w.tap.captures != nil {
+		w.tapEnd()
+	}
 	// Counted last: who sees a frame counted sees all that came of it.
 	c := &in.counters[w.id]
 	c.ingressFrames.add(uint64(n))
@@ -161,6 +168,14 @@ func (w *worker) forwardBatch(in *port) {
 }
 
 func (w *worker) count(in *port, r drop.Reason) { in.counters[w.id].drops[r].add(1) }
+
+// lost counts a frame that goes no further, and shows it to captures.
+func (w *worker) lost(in *port, f *frame.Frame, r drop.Reason) {
+	w.count(in, r)
+	if w.tap.captures != nil {
+		w.tapDrop(in, f, r)
+	}
+}
 
 // stage puts a frame on its way out; flush sends it.
 func (w *worker) stage(out *port, f *frame.Frame) {
@@ -174,11 +189,14 @@ func (w *worker) stage(out *port, f *frame.Frame) {
 func (w *worker) flush(in *port) {
 	for _, out := range w.touched {
 		fs := w.staged[out.id]
+		if w.tap.captures != nil {
+			w.tapEgress(out, fs)
+		}
 		out.queues[w.id].Transmit(fs)
 		frames, bytes := 0, 0
 		for _, f := range fs {
 			if f.Drop != drop.None {
-				w.count(in, f.Drop)
+				w.lost(in, f, f.Drop)
 				continue
 			}
 			frames++

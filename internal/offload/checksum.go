@@ -53,20 +53,29 @@ func CompleteParsed(f *frame.Frame, h *wire.Headers) drop.Reason {
 	if f.VNet.Flags&frame.NeedsCsum == 0 {
 		return drop.None
 	}
-	start := int(f.VNet.CsumStart)
-	field := start + int(f.VNet.CsumOffset)
-	if h.EtherType == wire.TypeARP || h.Fragment || field+2 > h.End {
-		return drop.BadOffload
+	field, sum, r := Finished(f, h)
+	if r != drop.None {
+		return r
 	}
-	if !hasOwnPartial(&f.VNet, h) && start < h.PayloadOff {
-		return drop.BadOffload
-	}
-	b := f.Bytes()[:h.End]
-	// The field itself holds the pseudo-header's sum and takes part.
-	binary.BigEndian.PutUint16(b[field:], nonZero(^wire.Fold(wire.Sum(b[start:], 0))))
+	binary.BigEndian.PutUint16(f.Bytes()[field:], sum)
 	f.VNet.Flags &^= frame.NeedsCsum
 	f.VNet.CsumStart, f.VNet.CsumOffset = 0, 0
 	return drop.None
+}
+
+// Finished is where the partial checksum of a frame lies and what it comes to; the
+// frame stays as it is. It must have one (frame.NeedsCsum).
+func Finished(f *frame.Frame, h *wire.Headers) (field int, sum uint16, r drop.Reason) {
+	start := int(f.VNet.CsumStart)
+	field = start + int(f.VNet.CsumOffset)
+	if h.EtherType == wire.TypeARP || h.Fragment || field+2 > h.End {
+		return 0, 0, drop.BadOffload
+	}
+	if !hasOwnPartial(&f.VNet, h) && start < h.PayloadOff {
+		return 0, 0, drop.BadOffload
+	}
+	// The field itself holds the pseudo-header's sum and takes part.
+	return field, nonZero(^wire.Fold(wire.Sum(f.Bytes()[start:h.End], 0))), drop.None
 }
 
 // hasOwnPartial reports whether v leaves open the checksum of the transport
