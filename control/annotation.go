@@ -8,6 +8,9 @@ const (
 	AnnotationUDPPorts = "vswitch.dev/udp-ports" // ports, comma separated
 	AnnotationVNI      = "vswitch.dev/vni"
 	AnnotationVTEPMAC  = "vswitch.dev/vtep-mac"
+	// AnnotationIngressVNI is where the node takes frames from outside the cluster;
+	// a node without it takes none.
+	AnnotationIngressVNI = "vswitch.dev/ingress-vni"
 
 	AnnotationContainerID = "vswitch.dev/container-id"
 	AnnotationInterface   = "vswitch.dev/interface"

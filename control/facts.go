@@ -17,7 +17,7 @@ func NodeFactsOf(n *corev1.Node) (NodeFacts, error) {
 	var f NodeFacts
 	for i, d := range v.devices {
 		if i == 0 {
-			f.UDPPorts, f.VNI, f.VTEPMAC = d.ports, d.vni, d.mac
+			f.UDPPorts, f.VNI, f.VTEPMAC, f.IngressVNI = d.ports, d.vni, d.mac, d.ingressVNI
 		}
 		for _, a := range d.underlays {
 			if !slices.Contains(f.Underlays, a) {

@@ -39,6 +39,9 @@ func NewNode(c Claim) *corev1.Node {
 			AnnotationVTEPMAC:  c.Facts.VTEPMAC.String(),
 		}},
 	}
+	if vni := c.Facts.IngressVNI; vni != 0 {
+		n.Annotations[AnnotationIngressVNI] = strconv.FormatUint(uint64(vni), 10)
+	}
 	for _, p := range c.PodCIDRs {
 		n.Spec.PodCIDRs = append(n.Spec.PodCIDRs, p.String())
 	}
@@ -64,7 +67,9 @@ type device struct {
 	anyPort   bool
 	vni       uint32
 	mac       frame.MAC
-	prefixes  []netip.Prefix
+	// ingressVNI is 0 where frames from outside the cluster are not taken.
+	ingressVNI uint32
+	prefixes   []netip.Prefix
 }
 
 // viewNode reads a Node record. The error names the annotation or field.
@@ -131,6 +136,13 @@ func vswitchDevices(n *corev1.Node, prefixes []netip.Prefix) ([]device, error) {
 		return nil, annotationError(AnnotationVNI, n.Annotations[AnnotationVNI], "a number of 24 bits")
 	}
 	d.vni = uint32(vni)
+	if s := n.Annotations[AnnotationIngressVNI]; s != "" {
+		vni, err := strconv.ParseUint(s, 10, 24)
+		if err != nil || uint32(vni) == d.vni {
+			return nil, annotationError(AnnotationIngressVNI, s, "a number of 24 bits other than "+AnnotationVNI)
+		}
+		d.ingressVNI = uint32(vni)
+	}
 	if d.mac, err = vtepMAC(AnnotationVTEPMAC, n.Annotations[AnnotationVTEPMAC]); err != nil {
 		return nil, err
 	}
@@ -221,7 +233,7 @@ func (v *nodeView) tunnels(self *Self) (out []Tunnel, problems []string) {
 		out = append(out, Tunnel{
 			TunnelKey: TunnelKey{Node: v.name, Device: d.name},
 			Underlay:  d.underlays[i], Ports: d.ports, AnyPort: d.anyPort,
-			VNI: d.vni, MAC: d.mac, Prefixes: d.prefixes,
+			VNI: d.vni, IngressVNI: d.ingressVNI, MAC: d.mac, Prefixes: d.prefixes,
 		})
 	}
 	return out, problems

@@ -73,6 +73,9 @@ type NodeFacts struct {
 	UDPPorts  []uint16     `json:"udpPorts"`
 	VNI       uint32       `json:"vni"`
 	VTEPMAC   frame.MAC    `json:"vtepMAC"`
+	// IngressVNI is the identifier by which the node takes frames from outside the
+	// cluster; 0: it takes none.
+	IngressVNI uint32 `json:"ingressVNI,omitempty"`
 }
 
 // Errors of a Store, for errors.Is.

@@ -28,12 +28,14 @@ type TunnelKey struct {
 // Tunnel is another node as a VXLAN member, and the pod prefixes behind it.
 type Tunnel struct {
 	TunnelKey
-	Underlay netip.Addr     // where its packets go to and come from
-	Ports    []uint16       // UDP ports it listens on; it sends only from them unless AnyPort
-	AnyPort  bool           // its source ports mean nothing: a kernel VXLAN device hashes the flow into them
-	VNI      uint32         // 24 bits
-	MAC      frame.MAC      // of its VTEP, the destination inside
-	Prefixes []netip.Prefix // of its pods, sorted; the first address after each network address is its router's
+	Underlay netip.Addr // where its packets go to and come from
+	Ports    []uint16   // UDP ports it listens on; it sends only from them unless AnyPort
+	AnyPort  bool       // its source ports mean nothing: a kernel VXLAN device hashes the flow into them
+	VNI      uint32     // 24 bits
+	// IngressVNI is where it takes frames from outside the cluster; 0: nowhere.
+	IngressVNI uint32
+	MAC        frame.MAC      // of its VTEP, the destination inside
+	Prefixes   []netip.Prefix // of its pods, sorted; the first address after each network address is its router's
 }
 
 // Protocol is an IP protocol number (IANA), of those a service can have.
@@ -134,7 +136,7 @@ func (k ServiceKey) String() string {
 
 func (t *Tunnel) equal(o *Tunnel) bool {
 	return t.TunnelKey == o.TunnelKey && t.Underlay == o.Underlay && slices.Equal(t.Ports, o.Ports) &&
-		t.AnyPort == o.AnyPort && t.VNI == o.VNI && t.MAC == o.MAC && slices.Equal(t.Prefixes, o.Prefixes)
+		t.AnyPort == o.AnyPort && t.VNI == o.VNI && t.IngressVNI == o.IngressVNI && t.MAC == o.MAC && slices.Equal(t.Prefixes, o.Prefixes)
 }
 
 func (s *Service) equal(o *Service) bool {

@@ -46,6 +46,9 @@ func (w *worker) admit(in *port, f *frame.Frame, h *wire.Headers) (done bool, r 
 			return true, drop.Reflected
 		}
 	case fib.Node, fib.Egress:
+		if in.kind == PortTunnel && hop.Kind == fib.Egress {
+			return true, w.refuseStray(in, f, h)
+		}
 		if in.kind != PortPod {
 			return true, w.unreachable(in, f, h, drop.NoRoute)
 		}
@@ -59,6 +62,10 @@ func (w *worker) admit(in *port, f *frame.Frame, h *wire.Headers) (done bool, r 
 		}
 	default:
 		return true, w.unreachable(in, f, h, drop.NoRoute)
+	}
+	if f.Ingress {
+		spec.Flags |= flow.ReplyToPeer
+		spec.Owner = uint64(f.Peer)
 	}
 	if in.kind == PortGateway {
 		// The netstack may speak with a client's address, or the router's.

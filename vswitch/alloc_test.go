@@ -35,7 +35,8 @@ type oneEndpoint struct{ ep flow.Endpoint }
 func (o oneEndpoint) Pick(*flow.Key, *wire.Headers) (flow.Endpoint, drop.Reason) {
 	return o.ep, drop.None
 }
-func (oneEndpoint) HasVIP(*wire.Addr) bool { return true }
+func (oneEndpoint) HasVIP(*wire.Addr) bool                 { return true }
+func (oneEndpoint) Exposed(*wire.Addr, uint16, uint8) bool { return true }
 
 // forwarder is a switch with two pods and a tunnel, whose worker the caller
 // drives by hand.

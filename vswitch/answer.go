@@ -192,11 +192,12 @@ func (w *worker) tooBig(in *port, f *frame.Frame, h *wire.Headers, mtuBytes int)
 }
 
 // icmpError answers with an ICMP error, where one may be sent; it counts r. The
-// netstack hears of nothing but packets that are too large: it has sent what it was
-// asked to, but must learn the path's MTU or its connections stall.
+// netstack hears of nothing but packets that are too large, since it must learn the
+// path's MTU or its connections stall, and of a source port that is taken.
 func (w *worker) icmpError(in *port, f *frame.Frame, h *wire.Headers, r drop.Reason, icmpType, code uint8, info uint32) drop.Reason {
 	router := w.facts.router(h.V6)
-	if router == nil || h.IsICMPError() || h.LaterFrag || isMartianSource(&h.Src) || in.kind == PortGateway && r != drop.TooBig {
+	unheard := in.kind == PortGateway && r != drop.TooBig && r != drop.SourceTaken
+	if router == nil || h.IsICMPError() || h.LaterFrag || isMartianSource(&h.Src) || unheard {
 		return r
 	}
 	if !in.answers[w.id].allow(w.tick) {

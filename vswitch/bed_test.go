@@ -54,6 +54,11 @@ func (s *stubServices) serve(vip netip.Addr) {
 	s.own[vip] = true
 }
 
+// Exposed: port 80 of every pod, over TCP and UDP.
+func (s *stubServices) Exposed(_ *wire.Addr, port uint16, proto uint8) bool {
+	return port == 80 && (proto == wire.ProtoTCP || proto == wire.ProtoUDP)
+}
+
 func (s *stubServices) set(vip netip.Addr, ep netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

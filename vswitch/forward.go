@@ -40,6 +40,8 @@ func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
 		return r
 	}
 	switch {
+	case f.Ingress:
+		return w.forwardIngress(in, f, h)
 	case h.IsICMPError():
 		return w.forwardQuoting(in, f, h)
 	case h.LaterFrag && mayHaveFlow(h):
@@ -74,8 +76,8 @@ func (w *worker) forwardFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Rea
 
 // sendByFlow sends a packet that has the tuple its flow, w.hit, gave it.
 func (w *worker) sendByFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
-	if w.hit.ToGateway() {
-		return w.send(in, w.sw.gateway.Load(), f, h)
+	if w.hit.Flags != 0 {
+		return w.sendFlagged(in, f, h)
 	}
 	return w.route(in, f, h)
 }
@@ -93,6 +95,9 @@ func (w *worker) route(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 			return drop.Reflected // nodes are no transit: a loop would have no end but the TTL
 		}
 		f.Peer = hop.Index
+		if in.kind == PortGateway { // which may speak for a client outside
+			f.Ingress = w.sw.cfg.FIB.Lookup(&h.Src).Kind == fib.Egress
+		}
 		return w.send(in, w.sw.tunnel.Load(), f, h)
 	case fib.Egress, fib.Node:
 		if in.kind == PortPod {

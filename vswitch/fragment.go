@@ -55,6 +55,9 @@ func (w *worker) forwardLater(in *port, f *frame.Frame, h *wire.Headers) drop.Re
 		if w.hold(in, f, h) {
 			return drop.None
 		}
+		if f.Ingress {
+			return drop.StrayFragment
+		}
 		return w.forwardFlowless(in, f, h)
 	}
 	if s := in.spares[w.id]; s != nil && s.held > 0 { // the first came to another worker
@@ -73,11 +76,14 @@ func (w *worker) forwardLater(in *port, f *frame.Frame, h *wire.Headers) drop.Re
 func (w *worker) forwardRest(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	if !w.lookup(h) {
 		// A direct flow that found no room in the table, or one that has ended.
-		if w.sw.cfg.FIB.Lookup(&h.Dst).Kind == fib.VIP {
+		if f.Ingress || w.sw.cfg.FIB.Lookup(&h.Dst).Kind == fib.VIP {
 			return drop.StrayFragment
 		}
 		f.Hash = uint32(w.hash)
 		return w.route(in, f, h)
+	}
+	if f.Ingress && in.kind == PortTunnel && !w.hitIsOfPeer(f) {
+		return drop.StrayFragment
 	}
 	f.Hash = uint32(w.hash)
 	w.sw.cfg.Flows.Track(&w.hit, 0, 1, f.Len(), w.tick)

@@ -165,6 +165,9 @@ func (w *worker) guardTunnel(f *frame.Frame, h *wire.Headers) drop.Reason {
 	if h.EtherType == wire.TypeARP {
 		return drop.NotForUs
 	}
+	if f.Ingress {
+		return w.guardIngress(h)
+	}
 	hop := w.sw.cfg.FIB.Lookup(&h.Src)
 	if hop.Kind != fib.Peer || hop.Index != f.Peer {
 		return drop.ForeignSource

@@ -47,4 +47,7 @@ type Services interface {
 	Pick(k *flow.Key, h *wire.Headers) (flow.Endpoint, drop.Reason)
 	// HasVIP reports whether some service has this address.
 	HasVIP(a *wire.Addr) bool
+	// Exposed reports whether a pod's port is open to clients outside the cluster who
+	// come by way of other nodes.
+	Exposed(a *wire.Addr, port uint16, proto uint8) bool
 }

@@ -35,11 +35,17 @@ func (w *worker) forwardQuoting(in *port, f *frame.Frame, h *wire.Headers) drop.
 		hash := w.sw.cfg.Flows.Hash(&key)
 		f.Hash = uint32(hash)
 		if w.sw.cfg.Flows.Lookup(&key, hash, w.tick, &w.hit) {
+			if f.Ingress && !w.hitIsOfPeer(f) {
+				return drop.NotExposed
+			}
 			return w.forwardAboutFlow(in, f, h)
 		}
 	}
 	switch w.sw.cfg.FIB.Lookup(&h.Dst).Kind {
 	case fib.Port, fib.Peer:
+		if f.Ingress {
+			return drop.NoFlow
+		}
 		return w.route(in, f, h)
 	}
 	return drop.NoFlow
@@ -54,10 +60,7 @@ func (w *worker) forwardAboutFlow(in *port, f *frame.Frame, h *wire.Headers) dro
 		w.translateQuoted(f, h)
 		w.rewritten = true // that it may leave by the port it came in by
 	}
-	if w.hit.ToGateway() {
-		return w.send(in, w.sw.gateway.Load(), f, h)
-	}
-	return w.route(in, f, h)
+	return w.sendByFlow(in, f, h)
 }
 
 // translateQuoted rewrites the quoted packet to the tuple its sender gave it,

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -30,7 +32,6 @@ type dataplane struct {
 	facts   vswitch.Facts // of this node alone; peers' tunnel ports are added
 
 	mu       sync.Mutex // guards all below
-	nextID   uint32
 	members  map[control.TunnelKey]*peer
 	prefixes map[netip.Prefix]uint32 // by whom each is routed now
 	hosts    map[netip.Addr]int      // how many members have an underlay address
@@ -43,6 +44,7 @@ type dataplane struct {
 type tunnelPeers interface {
 	SetPeer(vxlan.Peer) error
 	RemovePeer(id uint32) bool
+	TakesIngress(id uint32) bool
 }
 
 type serviceTable interface {
@@ -83,14 +85,11 @@ func (d *dataplane) PutTunnel(t control.Tunnel) error {
 	if old != nil {
 		p.id = old.id
 	} else {
-		if d.nextID == fib.MaxIndex {
-			return errors.New("no member id is left")
-		}
-		d.nextID++
-		p.id = d.nextID
+		p.id = d.newID(t.TunnelKey)
 	}
 	err := d.tunnel.SetPeer(vxlan.Peer{
-		ID: p.id, Node: t.Node, Underlay: t.Underlay, Ports: t.Ports, AnyPort: t.AnyPort, VNI: t.VNI, MAC: t.MAC,
+		ID: p.id, Node: t.Node, Underlay: t.Underlay, Ports: t.Ports, AnyPort: t.AnyPort, VNI: t.VNI,
+		IngressVNI: t.IngressVNI, MAC: t.MAC,
 	})
 	if err != nil {
 		return err
@@ -107,6 +106,27 @@ func (d *dataplane) PutTunnel(t control.Tunnel) error {
 	}
 	d.publishFacts()
 	return nil
+}
+
+// newID is a member's id, from 1 to fib.MaxIndex: a hash of its key, so that in the
+// flow table, which may outlive this process, it means the same member to the next.
+// Of two members with one hash, once in 2^28 pairs, the later gets another.
+func (d *dataplane) newID(k control.TunnelKey) uint32 {
+	sum := sha256.Sum256([]byte(k.String()))
+	id := binary.BigEndian.Uint32(sum[:]) & fib.MaxIndex
+	for id == 0 || d.idTaken(id) {
+		id = (id + 1) & fib.MaxIndex
+	}
+	return id
+}
+
+func (d *dataplane) idTaken(id uint32) bool {
+	for _, p := range d.members {
+		if p.id == id {
+			return true
+		}
+	}
+	return false
 }
 
 // DeleteTunnel implements control.Dataplane.
@@ -157,6 +177,14 @@ func (d *dataplane) isNode(a netip.Addr) bool { return d.leadsTo(a, fib.Node) }
 
 // isLocalPod reports whether a is a pod of this node. It takes no lock.
 func (d *dataplane) isLocalPod(a netip.Addr) bool { return d.leadsTo(a, fib.Port) }
+
+// takesIngress reports whether a is a pod of a node that takes clients' own
+// addresses from this one. It takes no lock.
+func (d *dataplane) takesIngress(a netip.Addr) bool {
+	w := wire.AddrFrom(a)
+	hop := d.fib.Lookup(&w)
+	return hop.Kind == fib.Peer && d.tunnel.TakesIngress(hop.Index)
+}
 
 func (d *dataplane) leadsTo(a netip.Addr, k fib.Kind) bool {
 	w := wire.AddrFrom(a)

@@ -33,7 +33,8 @@ func (p *peers) SetPeer(x vxlan.Peer) error {
 	return nil
 }
 
-func (p *peers) RemovePeer(id uint32) bool { delete(p.byID, id); return true }
+func (p *peers) RemovePeer(id uint32) bool   { delete(p.byID, id); return true }
+func (p *peers) TakesIngress(id uint32) bool { return p.byID[id].IngressVNI != 0 }
 
 // table is a gateway that only keeps its services, and tells of every endpoint
 // that goes as the real one does.

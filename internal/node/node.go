@@ -186,7 +186,8 @@ func (n *node) openTunnel() error {
 	// the queue does the work (package tap).
 	n.tunnel, err = vxlan.New(vxlan.Config{
 		Underlays: n.cfg.Underlay, Port: n.cfg.UDPPort, Sockets: n.cfg.Workers, VNI: vxlan.DefaultVNI,
-		MAC: mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Log: n.log,
+		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI),
+		MAC:        mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Log: n.log,
 	})
 	if err != nil {
 		return fmt.Errorf("--udp-port %d, --underlay %s: %w", n.cfg.UDPPort, join(n.cfg.Underlay), err)
@@ -194,6 +195,7 @@ func (n *node) openTunnel() error {
 	n.onClose(n.tunnel.Close)
 	n.facts = control.NodeFacts{
 		Underlays: n.cfg.Underlay, UDPPorts: n.tunnel.Ports(), VNI: vxlan.DefaultVNI, VTEPMAC: mac,
+		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI),
 	}
 	n.dataplane = newDataplane(n.cfg.Node, n.fib, n.flows, n.tunnel)
 	n.ports = newCountedPorts()

@@ -52,7 +52,10 @@ type nodeRow struct {
 	UDPPorts []uint16 `json:"udpPorts"`
 	VNI      uint32   `json:"vni"`
 	VTEPMAC  string   `json:"vtepMAC"`
-	Ready    bool     `json:"ready"`
+	// IngressVNI: clients outside keep their address towards this node's pods,
+	// whichever node they come to.
+	IngressVNI uint32 `json:"ingressVNI,omitempty"`
+	Ready      bool   `json:"ready"`
 }
 
 func (v *view) nodes() []any {
@@ -67,6 +70,7 @@ func (v *view) nodes() []any {
 			continue
 		}
 		r.Underlay, r.UDPPorts, r.VNI, r.VTEPMAC = join(f.Underlays), f.UDPPorts, f.VNI, f.VTEPMAC.String()
+		r.IngressVNI = f.IngressVNI
 		rows = append(rows, r)
 	}
 	return rows

@@ -190,7 +190,7 @@ func (n *node) startForwarding() error {
 		Queues: n.cfg.Workers, MTUBytes: n.mtuBytes, MAC: vswitch.GatewayMAC,
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
-		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, IsNode: n.dataplane.isNode,
+		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	})
 	if err != nil {

@@ -64,7 +64,10 @@ const (
 	ForeignSource // inner source does not belong to the member that sent it
 	BadInner      // inner frame that no VTEP may send
 	Congested     // congestion marked outside a packet that can't carry the mark (RFC 6040 section 4.2)
-	NoPeer        // the member is gone
+	NoPeer        // the member is gone, or takes no traffic from outside
+	IngressSource // from outside by the sender's word, and yet an address of the cluster
+	NotExposed    // from outside to what no service offers outside
+	SourceTaken   // from outside with the source port of another's connection
 
 	// Egress.
 	EgressFull    // the device or socket takes no more now
@@ -107,6 +110,7 @@ var names = [count]string{
 
 	NotVXLAN: "not-vxlan", UnknownVNI: "unknown-vni", NotMember: "not-member",
 	ForeignSource: "foreign-source", BadInner: "bad-inner", Congested: "congested", NoPeer: "no-peer",
+	IngressSource: "ingress-source", NotExposed: "not-exposed", SourceTaken: "source-taken",
 
 	EgressFull: "egress-full", EgressDown: "egress-down", EgressRefused: "egress-refused",
 

@@ -47,6 +47,16 @@ func (h *Hit) ToGateway() bool {
 	return h.Flags&ToGateway != 0
 }
 
+// Owner is who pays for the connection of a hit (Spec.Owner), or 0 when it has ended.
+func (t *Table) Owner(hit *Hit) uint64 {
+	r := &t.records[uint32(hit.Ref)]
+	owner := r.owner.Load()
+	if uint32(r.gen.Load()) != uint32(hit.Ref>>32) {
+		return 0
+	}
+	return owner
+}
+
 // Reopens reports whether a packet with these TCP flags begins a new connection
 // where the hit is an old one that has ended: a SYN to a tuple in TIME-WAIT or
 // after a reset (RFC 9293 section 3.6.1, RFC 6191). The caller treats it as a

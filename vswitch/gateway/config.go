@@ -52,6 +52,9 @@ type Config struct {
 	// IsLocalPod reports whether a is a pod of this node: such an endpoint sees
 	// the client's own address. Nil: none is.
 	IsLocalPod func(a netip.Addr) bool
+	// TakesIngress reports whether a is a pod of a node that takes clients' own
+	// addresses from this one: such an endpoint sees them, too. Nil: none is.
+	TakesIngress func(a netip.Addr) bool
 	// IsNode reports whether a belongs to a node of the cluster. Nil: only this
 	// host's own addresses do.
 	IsNode func(a netip.Addr) bool
@@ -123,6 +126,9 @@ func (c *Config) complete() error {
 	}
 	if c.IsLocalPod == nil {
 		c.IsLocalPod = func(netip.Addr) bool { return false }
+	}
+	if c.TakesIngress == nil {
+		c.TakesIngress = func(netip.Addr) bool { return false }
 	}
 	switch {
 	case c.Queues < 1 || c.Queues > 64:

@@ -4,7 +4,7 @@
 // It owns every service address (Pick says where a new flow goes; the switch
 // carries the flow), takes pods' connections out through host sockets, and
 // brings node port clients in, with their own address as source where the
-// endpoint is a pod of this node. TCP terminates in the netstack; UDP and echo
+// endpoint's node lets that through. TCP terminates in the netstack; UDP and echo
 // are relayed datagram by datagram, the netstack only cutting and joining
 // fragments. It needs no capability.
 //
@@ -24,6 +24,7 @@
 //	splice.go    two TCP connections joined
 //	refuse.go    resets and ICMP errors
 //	service.go   the service table
+//	exposed.go   what clients outside reach by way of other nodes
 package gateway
 
 import (
@@ -53,6 +54,7 @@ type Gateway struct {
 	refuser  *refuser
 	relay    *relay
 	ports    *nodePorts
+	exposed  exposed
 	counters counters
 	tick     atomic.Uint32
 
@@ -159,6 +161,7 @@ func (g *Gateway) PutService(s Service) error {
 	if err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
+	g.exposed.replace(prev, next)
 	g.ports.replace(prev, next)
 	g.tellGone(gone)
 	return nil
@@ -169,6 +172,7 @@ func (g *Gateway) DeleteService(key ServiceKey) error {
 	g.change.Lock()
 	defer g.change.Unlock()
 	prev, gone := g.services.delete(key)
+	g.exposed.replace(prev, nil)
 	g.ports.replace(prev, nil)
 	g.tellGone(gone)
 	return nil

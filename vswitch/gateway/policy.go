@@ -133,7 +133,7 @@ func (p *policy) outside(a netip.Addr) bool {
 // sourceFor chooses the address and port with which a client is shown to an
 // endpoint; port zero: any. False: the family has no router address.
 func (p *policy) sourceFor(client netip.AddrPort, endpoint netip.Addr) (netip.AddrPort, bool) {
-	if p.cfg.IsLocalPod(endpoint) && p.outside(client.Addr()) {
+	if (p.cfg.IsLocalPod(endpoint) || p.cfg.TakesIngress(endpoint)) && p.outside(client.Addr()) {
 		return client, true
 	}
 	router, ok := p.router(endpoint.Is6())
