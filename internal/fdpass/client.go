@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Send passes m and fds to the server at path and waits for its answer, at most
@@ -30,12 +28,6 @@ func send(ctx context.Context, path string, m Message, fds []int) error {
 	if err != nil {
 		return err
 	}
-	if len(text) > MaxMessageBytes {
-		return fmt.Errorf("message of %d bytes, at most %d", len(text), MaxMessageBytes)
-	}
-	if len(fds) > MaxFDs {
-		return fmt.Errorf("%d descriptors, at most %d", len(fds), MaxFDs)
-	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
@@ -46,11 +38,7 @@ func send(ctx context.Context, path string, m Message, fds []int) error {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	if _, _, err := conn.WriteMsgUnix(text, rights, nil); err != nil {
+	if err := WritePacket(conn, text, fds); err != nil {
 		return err
 	}
 	return readReply(conn)

@@ -10,10 +10,25 @@ import (
 )
 
 // receive reads one message. On error every descriptor that came with it is
-// closed; else they are the caller's. The kernel sets close-on-exec as it
-// installs them (MSG_CMSG_CLOEXEC, which net always asks for).
+// closed; else they are the caller's.
 func receive(conn *net.UnixConn) (m Message, fds []int, err error) {
-	text := make([]byte, MaxMessageBytes+1)
+	text, fds, err := ReadPacket(conn)
+	if err != nil {
+		return Message{}, nil, err
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		closeAll(fds)
+		return Message{}, nil, fmt.Errorf("read message: %w", err)
+	}
+	return m, fds, nil
+}
+
+// ReadPacket reads one packet of a SOCK_SEQPACKET connection and the descriptors
+// beside it, which are then the caller's. On error every descriptor that came is
+// closed. The kernel sets close-on-exec as it installs them (MSG_CMSG_CLOEXEC,
+// which net always asks for).
+func ReadPacket(conn *net.UnixConn) (text []byte, fds []int, err error) {
+	text = make([]byte, MaxMessageBytes+1)
 	control := make([]byte, unix.CmsgSpace(MaxFDs*4))
 	n, controlBytes, flags, _, err := conn.ReadMsgUnix(text, control)
 	// Descriptors may come with an error too: an empty message reads as EOF.
@@ -27,16 +42,28 @@ func receive(conn *net.UnixConn) (m Message, fds []int, err error) {
 		err = fmt.Errorf("descriptors lost: more than %d, or the receiver has none to spare", MaxFDs)
 	case flags&unix.MSG_TRUNC != 0 || n > MaxMessageBytes:
 		err = fmt.Errorf("message longer than %d bytes", MaxMessageBytes)
-	default:
-		if e := json.Unmarshal(text[:n], &m); e != nil {
-			err = fmt.Errorf("read message: %w", e)
-		}
 	}
 	if err != nil {
 		closeAll(fds)
-		return Message{}, nil, err
+		return nil, nil, err
 	}
-	return m, fds, nil
+	return text[:n], fds, nil
+}
+
+// WritePacket sends one packet with duplicates of fds beside it.
+func WritePacket(conn *net.UnixConn, text []byte, fds []int) error {
+	if len(text) > MaxMessageBytes {
+		return fmt.Errorf("message of %d bytes, at most %d", len(text), MaxMessageBytes)
+	}
+	if len(fds) > MaxFDs {
+		return fmt.Errorf("%d descriptors, at most %d", len(fds), MaxFDs)
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	_, _, err := conn.WriteMsgUnix(text, rights, nil)
+	return err
 }
 
 // parseRights collects the descriptors of every SCM_RIGHTS item, so that none is

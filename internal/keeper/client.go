@@ -1,0 +1,165 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/fdstore"
+)
+
+// Client is a child's connection to its keeper. Its methods may be called from any
+// goroutine.
+type Client struct {
+	conn *net.UnixConn
+	mu   sync.Mutex // one exchange at a time
+}
+
+var _ fdstore.Store = (*Client)(nil)
+
+// Connect takes the connection this process was born with; nil: it has no keeper.
+func Connect() (*Client, error) {
+	v, ok := os.LookupEnv(versionEnv)
+	if !ok {
+		return nil, nil
+	}
+	// Neither is for this process's own children.
+	if err := os.Unsetenv(versionEnv); err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	if v != version {
+		return nil, fmt.Errorf("keeper: it speaks version %q of its protocol, this program %s: restart the whole service", v, version)
+	}
+	unix.CloseOnExec(ConnFD)
+	return newClient(ConnFD)
+}
+
+// newClient takes over fd.
+func newClient(fd int) (*Client, error) {
+	conn, err := connOf(fd)
+	if err != nil {
+		return nil, fmt.Errorf("keeper: descriptor %d: %w", fd, err)
+	}
+	return &Client{conn: conn}, nil
+}
+
+// connOf makes a connection of a descriptor, which it takes over.
+func connOf(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "keeper")
+	defer f.Close() // FileConn has a duplicate
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("no unix socket")
+	}
+	return conn, nil
+}
+
+// Close ends the connection. The keeper goes on holding what it has.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Begin waits until the process before this one is gone, so that all it held may be
+// taken. It returns ctx's cause if that ends first; the client is then of no more use.
+func (c *Client) Begin(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
+	defer stop()
+	_, _, err := c.ask(request{Op: opBegin}, nil)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// Ready tells the keeper that this process forwards: from now on another is
+// started in its place should it end.
+func (c *Client) Ready() error {
+	_, _, err := c.ask(request{Op: opReady}, nil)
+	return err
+}
+
+// Put implements fdstore.Store.
+func (c *Client) Put(name string, fds []int) error {
+	if err := fdstore.CheckName(name); err != nil {
+		return err
+	}
+	_, _, err := c.ask(request{Op: opPut, Name: name}, fds)
+	return err
+}
+
+// Get implements fdstore.Store.
+func (c *Client) Get(name string) ([]int, error) {
+	_, fds, err := c.ask(request{Op: opGet, Name: name}, nil)
+	return fds, err
+}
+
+// Remove implements fdstore.Store.
+func (c *Client) Remove(name string) error {
+	_, _, err := c.ask(request{Op: opRemove, Name: name}, nil)
+	return err
+}
+
+// Names implements fdstore.Store.
+func (c *Client) Names() ([]string, error) {
+	var all []string
+	for behind := ""; ; behind = all[len(all)-1] {
+		r, _, err := c.ask(request{Op: opNames, Name: behind}, nil)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r.Names...)
+		if !r.More || len(r.Names) == 0 {
+			return all, nil
+		}
+	}
+}
+
+// Bind has the keeper open a socket that this process may not, and returns it.
+func (c *Client) Bind(b Bind) (int, error) {
+	_, fds, err := c.ask(request{Op: opBind, Bind: &b}, nil)
+	if err == nil && len(fds) != 1 {
+		closeAll(fds)
+		err = fmt.Errorf("keeper: %d sockets for one", len(fds))
+	}
+	if err != nil {
+		return -1, err
+	}
+	return fds[0], nil
+}
+
+// ask makes one exchange. The caller keeps its descriptors and owns those that
+// come back; there are none with an error.
+func (c *Client) ask(q request, fds []int) (response, []int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := write(c.conn, q, fds); err != nil {
+		return response{}, nil, fmt.Errorf("keeper: %s %s: %w", q.Op, q.Name, err)
+	}
+	var r response
+	got, err := read(c.conn, &r)
+	switch {
+	case err != nil:
+		return response{}, nil, fmt.Errorf("keeper: %s %s: %w", q.Op, q.Name, err)
+	case r.NotFound:
+		closeAll(got)
+		return response{}, nil, fmt.Errorf("keeper: %s %q: %w", q.Op, q.Name, fdstore.ErrNotFound)
+	case r.Error != "":
+		closeAll(got)
+		return response{}, nil, fmt.Errorf("keeper: %s", r.Error)
+	}
+	return r, got, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}

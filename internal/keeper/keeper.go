@@ -1,0 +1,247 @@
+// Package keeper is the small parent of a daemon, which holds what must outlive it:
+// the descriptors of TAP queues, sockets and the flow table's memory.
+//
+// A child is started, and started again when it ends. All it keeps it puts into the
+// keeper (fdstore.Store, by way of Client), under names; its successor gets it back
+// under the same names. The keeper looks at no packet and knows no name.
+//
+// The states of a child:
+//
+//	started ── asks to begin ── waiting ── the one before is gone ── begun ── ready
+//
+// One that ends before it was ready, at the keeper's own start, ends the keeper
+// with its exit code: a mistake in the configuration is no reason to try again. One
+// that ends later has a successor at once, or, if successors keep ending, after a
+// pause that grows. At a planned restart the successor is started first, and waits
+// while the one before ends: its start-up costs no time without forwarding. If it
+// ends while it waits, the one before stays.
+//
+// Only cmd/vswitch may import it, but for Client and fdstore's interface.
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/fdstore"
+)
+
+const (
+	// The pause before a successor is started, from the second early end in a row on.
+	backoffMin = 50 * time.Millisecond
+	backoffMax = 5 * time.Second
+	// steady is how long a child must have been ready to count as no early end.
+	steady = 10 * time.Second
+	// stopTimeout is how long a child may take to end when told to.
+	stopTimeout = 20 * time.Second
+	// handOverTimeout is the same at a planned restart, when nobody forwards for part
+	// of it.
+	handOverTimeout = 2 * time.Second
+)
+
+// HandOver tells a child to end and leave to its successor what both use.
+const HandOver = syscall.SIGUSR2
+
+// Config says what a keeper runs.
+type Config struct {
+	// Command is the child's program and arguments, asked for at each start: an
+	// upgrade may have put another program in its place.
+	Command func() []string
+	// Restart brings a token for each planned restart.
+	Restart <-chan os.Signal
+	Log     *slog.Logger
+}
+
+// ExitError is how the child ended before it ever was ready. What it had to say it
+// has said.
+type ExitError struct{ Code int }
+
+func (e *ExitError) Error() string { return fmt.Sprintf("the daemon ended with exit code %d", e.Code) }
+
+// child is one process.
+type child struct {
+	cmd       *exec.Cmd
+	began     time.Time
+	waiting   chan struct{} // closed when it has asked to begin
+	begin     chan struct{} // closed when it may begin
+	ready     chan struct{} // closed when it said that it is
+	readyOnce sync.Once
+	exited    chan struct{} // closed when it has ended
+	done      chan struct{} // closed when its last request is done with as well
+	waitOnce  sync.Once
+}
+
+// keeper is what Run works with.
+type keeper struct {
+	cfg   Config
+	store fdstore.Memory
+	early int // ends in a row that came early
+}
+
+// Run keeps a child running until ctx ends, which is not an error, or the first
+// ends before it was ready.
+func Run(ctx context.Context, cfg Config) error {
+	// Children get the kill signal when this thread ends, not when the process does.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	k := &keeper{cfg: cfg}
+	defer k.store.Close()
+	current, err := k.start()
+	if err != nil {
+		return err
+	}
+	close(current.begin)
+	first := true // no child was ready yet
+	for {
+		var next *child
+		select {
+		case <-ctx.Done():
+			return current.stop(syscall.SIGTERM, stopTimeout)
+		case <-current.done:
+			state := current.cmd.ProcessState
+			if first = first && !isClosed(current.ready); first {
+				return &ExitError{state.ExitCode()}
+			}
+			cfg.Log.Error("the dataplane ended; starting it again", "pid", state.Pid(), "state", state.String())
+			if next = k.successor(ctx, current); next == nil {
+				return nil // told to stop meanwhile
+			}
+		case <-cfg.Restart:
+			first = first && !isClosed(current.ready)
+			if next, err = k.replace(ctx, current); err != nil {
+				cfg.Log.Error("restart refused; the dataplane stays", "err", err)
+				continue
+			}
+		}
+		close(next.begin)
+		current = next
+	}
+}
+
+// start starts a child, which waits before it begins.
+func (k *keeper) start() (*child, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keeper: socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "keeper")
+	defer theirs.Close()
+	conn, err := connOf(pair[0])
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	command := k.cfg.Command()
+	c := &child{
+		cmd: exec.Command(command[0], command[1:]...), began: time.Now(),
+		waiting: make(chan struct{}), begin: make(chan struct{}), ready: make(chan struct{}),
+		exited: make(chan struct{}), done: make(chan struct{}),
+	}
+	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	c.cmd.Env = append(os.Environ(), versionEnv+"="+version)
+	c.cmd.ExtraFiles = []*os.File{theirs} // becomes ConnFD
+	// Without its keeper a dataplane would be in the way of the next one.
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.cmd.Start(); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("keeper: start the dataplane: %w", err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		c.serve(conn, &k.store)
+	}()
+	go func() {
+		_ = c.cmd.Wait() // how it ended is in ProcessState
+		close(c.exited)
+		conn.Close()
+		<-served // so that nothing of it comes after its successor began
+		close(c.done)
+	}()
+	return c, nil
+}
+
+// successor starts another child in the place of one that ended; nil: ctx ended.
+func (k *keeper) successor(ctx context.Context, ended *child) *child {
+	if ended.lasted() {
+		k.early = 0
+	} else {
+		k.early++
+	}
+	for {
+		if k.early > 1 {
+			pause := min(backoffMin<<min(k.early-2, 16), backoffMax)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(pause):
+			}
+		}
+		next, err := k.start()
+		if err == nil {
+			return next
+		}
+		k.early++
+		k.cfg.Log.Error("the dataplane can't be started; trying again", "err", err)
+	}
+}
+
+// replace starts a successor, ends the current child once that waits, and returns
+// the successor. After an error the current child goes on.
+func (k *keeper) replace(ctx context.Context, current *child) (*child, error) {
+	next, err := k.start()
+	if err != nil {
+		return nil, err
+	}
+	k.cfg.Log.Info("planned restart", "pid", current.cmd.Process.Pid, "next", next.cmd.Process.Pid)
+	select {
+	case <-next.waiting:
+	case <-next.done:
+		return nil, fmt.Errorf("the new dataplane ended before it began: %s", next.cmd.ProcessState)
+	case <-current.done: // by itself, just now
+		return next, nil
+	case <-ctx.Done():
+		return nil, errors.Join(context.Cause(ctx), next.stop(syscall.SIGKILL, stopTimeout))
+	}
+	if err := current.stop(HandOver, handOverTimeout); err != nil {
+		k.cfg.Log.Warn("the dataplane did not end as it should", "err", err)
+	}
+	return next, nil
+}
+
+// lasted reports whether the child was of use for a time.
+func (c *child) lasted() bool { return isClosed(c.ready) && time.Since(c.began) >= steady }
+
+// stop tells the child to end and waits until it has; one that takes too long is killed.
+func (c *child) stop(s syscall.Signal, timeout time.Duration) error {
+	_ = c.cmd.Process.Signal(s) // it may have ended already
+	select {
+	case <-c.done:
+	case <-time.After(timeout):
+		_ = c.cmd.Process.Kill()
+		<-c.done
+		return fmt.Errorf("keeper: the dataplane did not end within %v of %v: killed", timeout, s)
+	}
+	if code := c.cmd.ProcessState.ExitCode(); code > 0 {
+		return &ExitError{code}
+	}
+	return nil
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,287 @@
+package keeper
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/fdstore"
+)
+
+// The children are this program again. They tell what they do on a pipe whose path
+// is their second argument, a word and their pid a line.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "child" {
+		runChild(os.Args[2], os.Args[3])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func runChild(mode, pipe string) {
+	out, err := os.OpenFile(pipe, os.O_WRONLY, 0)
+	if err != nil {
+		os.Exit(90)
+	}
+	say := func(format string, args ...any) {
+		fmt.Fprintf(out, format+" "+strconv.Itoa(os.Getpid())+"\n", args...)
+	}
+	must := func(err error) {
+		if err != nil {
+			say("error %q", err)
+			os.Exit(91)
+		}
+	}
+	if mode == "refuses" {
+		os.Exit(3)
+	}
+	c, err := Connect()
+	must(err)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, HandOver, syscall.SIGTERM)
+	must(c.Begin(context.Background()))
+	say("begins")
+	if fds, err := c.Get("memory"); err == nil {
+		text := make([]byte, 64)
+		n, err := unix.Pread(fds[0], text, 0)
+		must(err)
+		say("finds %s", text[:n])
+	} else if !errors.Is(err, fdstore.ErrNotFound) {
+		must(err)
+	} else {
+		fd, err := unix.MemfdCreate("memory", unix.MFD_CLOEXEC)
+		must(err)
+		_, err = unix.Write(fd, []byte("kept"))
+		must(err)
+		must(c.Put("memory", []int{fd}))
+	}
+	must(c.Ready())
+	say("ready")
+	s := <-told
+	say("told %d", s)
+}
+
+// run is a keeper of children of one mode, or as mode says at each start.
+type run struct {
+	t       *testing.T
+	lines   chan string
+	restart chan os.Signal
+	stop    context.CancelFunc
+	done    chan error
+}
+
+func start(t *testing.T, mode func(n int) string) *run {
+	t.Helper()
+	pipe := t.TempDir() + "/pipe"
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(pipe, os.O_RDWR, 0) // for writing too, so that it never ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	r := &run{t: t, lines: make(chan string, 64), restart: make(chan os.Signal), done: make(chan error, 1)}
+	go func() {
+		for s := bufio.NewScanner(f); s.Scan(); {
+			r.lines <- s.Text()
+		}
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	n := 0
+	cfg := Config{
+		Command: func() []string { n++; return []string{os.Args[0], "child", mode(n), pipe} },
+		Restart: r.restart, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	go func() { r.done <- Run(ctx, cfg) }()
+	return r
+}
+
+func always(mode string) func(int) string { return func(int) string { return mode } }
+
+// hears waits for the next line and returns the pid that said it.
+func (r *run) hears(want string) int {
+	r.t.Helper()
+	select {
+	case line := <-r.lines:
+		word, pid, _ := strings.Cut(line, want+" ")
+		id, err := strconv.Atoi(pid)
+		if word != "" || err != nil {
+			r.t.Fatalf("heard %q, want %q", line, want)
+		}
+		return id
+	case <-time.After(10 * time.Second):
+		r.t.Fatalf("heard nothing for 10 s, want %q", want)
+	}
+	return 0
+}
+
+func (r *run) ends(want error) {
+	r.t.Helper()
+	select {
+	case err := <-r.done:
+		if !errors.Is(err, want) && fmt.Sprint(err) != fmt.Sprint(want) {
+			r.t.Errorf("the keeper ended with %v, want %v", err, want)
+		}
+	case <-time.After(10 * time.Second):
+		r.t.Fatal("the keeper did not end within 10 s")
+	}
+}
+
+func TestWhatAKilledChildKeptItsSuccessorFinds(t *testing.T) {
+	r := start(t, always("works"))
+	r.hears("begins")
+	pid := r.hears("ready")
+	for range 3 {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		r.hears("begins")
+		r.hears("finds kept")
+		pid = r.hears("ready")
+	}
+	r.stop()
+	r.hears(fmt.Sprintf("told %d", syscall.SIGTERM))
+	r.ends(nil)
+}
+
+func TestAChildThatRefusesToStartEndsTheKeeper(t *testing.T) {
+	start(t, always("refuses")).ends(&ExitError{3})
+}
+
+func TestAPlannedRestartEndsTheOneBeforeFirst(t *testing.T) {
+	r := start(t, always("works"))
+	r.hears("begins")
+	old := r.hears("ready")
+	r.restart <- syscall.SIGHUP
+	if pid := r.hears(fmt.Sprintf("told %d", HandOver)); pid != old {
+		t.Errorf("process %d was told to hand over, want %d", pid, old)
+	}
+	r.hears("begins")
+	r.hears("finds kept")
+	if pid := r.hears("ready"); pid == old {
+		t.Error("no new process")
+	}
+	r.stop()
+	r.hears(fmt.Sprintf("told %d", syscall.SIGTERM))
+	r.ends(nil)
+}
+
+func TestASuccessorThatRefusesLeavesTheOneBefore(t *testing.T) {
+	r := start(t, func(n int) string {
+		if n == 2 {
+			return "refuses"
+		}
+		return "works"
+	})
+	r.hears("begins")
+	pid := r.hears("ready")
+	r.restart <- syscall.SIGHUP
+	r.restart <- syscall.SIGHUP // taken only when the first is over; its successor works
+	if got := r.hears(fmt.Sprintf("told %d", HandOver)); got != pid {
+		t.Errorf("process %d was told to hand over, want %d", got, pid)
+	}
+	r.hears("begins")
+	r.hears("finds kept")
+	r.hears("ready")
+	r.stop()
+	r.hears(fmt.Sprintf("told %d", syscall.SIGTERM))
+	r.ends(nil)
+}
+
+// pair is a client of a keeper without processes.
+func pair(t *testing.T) *Client {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := connOf(fds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newClient(fds[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var store fdstore.Memory
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		(&child{}).serve(conn, &store)
+	}()
+	t.Cleanup(func() {
+		c.Close()
+		<-served
+		conn.Close()
+		store.Close()
+	})
+	return c
+}
+
+func TestNamesComeInPages(t *testing.T) {
+	c := pair(t)
+	var want []string
+	for i := range 3*namesPerPage + 1 {
+		name := fmt.Sprintf("tap/%s%03d", strings.Repeat("x", fdstore.MaxNameBytes-7), i)
+		if err := c.Put(name, []int{0}); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, name)
+	}
+	got, err := c.Names()
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%d names, %v; want %d", len(got), err, len(want))
+	}
+	if err := c.Remove(want[0]); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Get(want[0]); !errors.Is(err, fdstore.ErrNotFound) {
+		t.Errorf("after removal: %v, want ErrNotFound", err)
+	}
+}
+
+func TestTheKeeperBindsForItsChild(t *testing.T) {
+	c := pair(t)
+	for _, network := range []string{"tcp", "udp"} {
+		for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+			fd, err := c.Bind(Bind{network, netip.MustParseAddrPort(addr)})
+			if err != nil {
+				t.Errorf("%s %s: %v", network, addr, err)
+				continue
+			}
+			f := os.NewFile(uintptr(fd), "socket")
+			if network == "tcp" {
+				l, err := net.FileListener(f)
+				if err != nil {
+					t.Errorf("%s %s: %v", network, addr, err)
+				} else {
+					l.Close()
+				}
+			}
+			f.Close()
+		}
+	}
+	for _, bad := range []Bind{{"tcp", netip.AddrPort{}}, {"tcp", netip.MustParseAddrPort("0.0.0.0:80")}, {"raw", netip.MustParseAddrPort("127.0.0.1:0")},
+		{"tcp", netip.MustParseAddrPort("192.0.2.1:80")}} {
+		if fd, err := c.Bind(bad); err == nil {
+			unix.Close(fd)
+			t.Errorf("%v: no error", bad)
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package keeper
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+
+	"vswitch/internal/fdpass"
+)
+
+// The protocol: one packet asks, one answers, in turn, over the SOCK_SEQPACKET pair
+// that the child was born with. Descriptors travel beside the packet (SCM_RIGHTS).
+// It may only grow: the keeper of one version runs children of another.
+
+// ConnFD is the descriptor at which a child finds its connection.
+const ConnFD = 3
+
+// versionEnv says in a child's environment that there is a keeper, and which
+// version of the protocol it speaks.
+const (
+	versionEnv = "VSWITCH_KEEPER"
+	version    = "1"
+)
+
+type op string
+
+const (
+	opBegin  op = "begin"  // answered when the child before is gone
+	opReady  op = "ready"  // the child forwards
+	opPut    op = "put"    // fdstore.Store's calls
+	opGet    op = "get"    //
+	opRemove op = "remove" //
+	opNames  op = "names"  // in pages: those behind Name
+	opBind   op = "bind"   // a socket at an address that needs privilege
+)
+
+type request struct {
+	Op   op     `json:"op"`
+	Name string `json:"name,omitempty"`
+	Bind *Bind  `json:"bind,omitempty"`
+}
+
+type response struct {
+	Error    string   `json:"error,omitempty"`
+	NotFound bool     `json:"notFound,omitempty"`
+	Names    []string `json:"names,omitempty"`
+	More     bool     `json:"more,omitempty"` // there are names behind these
+}
+
+// namesPerPage names of fdstore.MaxNameBytes fit a packet.
+const namesPerPage = 14
+
+func write(conn *net.UnixConn, message any, fds []int) error {
+	text, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	return fdpass.WritePacket(conn, text, fds)
+}
+
+func read(conn *net.UnixConn, message any) (fds []int, err error) {
+	text, fds, err := fdpass.ReadPacket(conn)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, message); err != nil {
+		closeAll(fds)
+		return nil, fmt.Errorf("read message: %w", err)
+	}
+	return fds, nil
+}
