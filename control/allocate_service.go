@@ -14,8 +14,8 @@ const (
 	NodePortMax = 32767
 )
 
-// ServiceAllocator fills in what a Service leaves open: families, ClusterIPs and
-// NodePorts. It is pure: given the services that exist it decides what another
+// ServiceAllocator fills in what a Service leaves open: families, ClusterIPs,
+// NodePorts, and the addresses of a LoadBalancer. It is pure: given the services that exist it decides what another
 // gets, and the store makes that true in one transaction or asks again.
 //
 // A search starts at a hash of the service's name and takes the next free value.
@@ -25,6 +25,7 @@ const (
 // the range, at least 16).
 type ServiceAllocator struct {
 	ranges []netip.Prefix // at most one of each family; the first is the default family
+	lb     []netip.Prefix // of LoadBalancers' addresses; none: they are served at the nodes'
 	held   map[string]*corev1.Service
 	ips    map[netip.Addr]string // service "namespace/name" that holds it
 	ports  map[nodePort]string
@@ -35,10 +36,11 @@ type nodePort struct {
 	port  int32
 }
 
-// NewServiceAllocator starts from the services that exist.
-func NewServiceAllocator(ranges []netip.Prefix, existing []*corev1.Service) *ServiceAllocator {
+// NewServiceAllocator starts from the services that exist. balancers are the
+// ranges LoadBalancers get their addresses from, at most one of each family.
+func NewServiceAllocator(ranges, balancers []netip.Prefix, existing []*corev1.Service) *ServiceAllocator {
 	a := &ServiceAllocator{
-		ranges: ranges, held: map[string]*corev1.Service{},
+		ranges: ranges, lb: balancers, held: map[string]*corev1.Service{},
 		ips: map[netip.Addr]string{}, ports: map[nodePort]string{},
 	}
 	for _, s := range existing {
@@ -55,9 +57,15 @@ func (a *ServiceAllocator) Allocate(s *corev1.Service) error {
 	name := s.Namespace + "/" + s.Name
 	old := a.held[name]
 	a.release(old)
-	err := a.families(s, old)
+	err := a.sameClass(s, old)
+	if err == nil && s.Spec.Type != corev1.ServiceTypeExternalName {
+		err = a.families(s, old)
+		if err == nil {
+			err = a.clusterIPs(s, old)
+		}
+	}
 	if err == nil {
-		err = a.clusterIPs(s, old)
+		err = a.balancerIPs(s, old)
 	}
 	if err == nil {
 		err = a.nodePorts(s, old)
@@ -137,7 +145,7 @@ func (a *ServiceAllocator) families(s, old *corev1.Service) error {
 		}
 	}
 	for i, f := range want {
-		if a.rangeOf(f) == nil {
+		if rangeOf(a.ranges, f) == nil {
 			return invalidField(s, fmt.Sprintf("spec.ipFamilies[%d]", i), "%s, but the service CIDR is %v", f, a.ranges)
 		}
 	}
@@ -186,7 +194,7 @@ func (a *ServiceAllocator) checkIP(s *corev1.Service, field, text string) error 
 	if err != nil {
 		return invalidField(s, field, "%q is not an IP address", text)
 	}
-	r := a.rangeOf(familyOf(ip))
+	r := rangeOf(a.ranges, familyOf(ip))
 	switch {
 	case r == nil || !r.Contains(ip):
 		return invalidField(s, field, "%s is outside the service CIDR %v", ip, a.ranges)
@@ -200,7 +208,7 @@ func (a *ServiceAllocator) checkIP(s *corev1.Service, field, text string) error 
 }
 
 func (a *ServiceAllocator) pickIP(s, old *corev1.Service, f corev1.IPFamily) (netip.Addr, error) {
-	r := *a.rangeOf(f)
+	r := *rangeOf(a.ranges, f)
 	if old != nil {
 		for ip := range serviceAddrs(old) {
 			if _, taken := a.ips[ip]; !taken && familyOf(ip) == f && r.Contains(ip) {
@@ -208,6 +216,15 @@ func (a *ServiceAllocator) pickIP(s, old *corev1.Service, f corev1.IPFamily) (ne
 			}
 		}
 	}
+	ip, ok := a.pickIn(r, s)
+	if !ok {
+		return ip, fmt.Errorf("Service %s/%s: no free ClusterIP in %s", s.Namespace, s.Name, r)
+	}
+	return ip, nil
+}
+
+// pickIn is a free address in r for s.
+func (a *ServiceAllocator) pickIn(r netip.Prefix, s *corev1.Service) (netip.Addr, bool) {
 	size := Size(r)
 	end := size
 	if r.Addr().Is4() {
@@ -223,74 +240,15 @@ func (a *ServiceAllocator) pickIP(s, old *corev1.Service, f corev1.IPFamily) (ne
 		n, ok = search(1, start, 0, free) // the reserved band, when nothing else is left
 	}
 	if !ok {
-		return netip.Addr{}, fmt.Errorf("Service %s/%s: no free ClusterIP in %s", s.Namespace, s.Name, r)
+		return netip.Addr{}, false
 	}
-	return AddrAt(r, n), nil
+	return AddrAt(r, n), true
 }
 
-func (a *ServiceAllocator) nodePorts(s, old *corev1.Service) error {
-	if s.Spec.Type != corev1.ServiceTypeNodePort {
-		return nil
-	}
-	mine := map[nodePort]bool{}
-	for i := range s.Spec.Ports {
-		p := &s.Spec.Ports[i]
-		if p.NodePort == 0 {
-			continue
-		}
-		proto, _ := protocolOf(p.Protocol)
-		field := fmt.Sprintf("spec.ports[%d].nodePort", i)
-		if p.NodePort < NodePortMin || p.NodePort > NodePortMax {
-			return invalidField(s, field, "%d; want %d to %d, or none for one that is free", p.NodePort, NodePortMin, NodePortMax)
-		}
-		at := nodePort{proto, p.NodePort}
-		if holder, ok := a.ports[at]; ok {
-			return &ConflictError{What: fmt.Sprintf("nodePort %d/%s", p.NodePort, proto), Holder: "Service " + holder, Advice: "choose another, or leave it open"}
-		}
-		mine[at] = true
-	}
-	for i := range s.Spec.Ports {
-		p := &s.Spec.Ports[i]
-		if p.NodePort != 0 {
-			continue
-		}
-		proto, _ := protocolOf(p.Protocol)
-		port, ok := a.pickPort(s, old, p, proto, mine)
-		if !ok {
-			return fmt.Errorf("Service %s/%s: no free NodePort in %d-%d", s.Namespace, s.Name, NodePortMin, NodePortMax)
-		}
-		p.NodePort = port
-		mine[nodePort{proto, port}] = true
-	}
-	return nil
-}
-
-func (a *ServiceAllocator) pickPort(s, old *corev1.Service, p *corev1.ServicePort, proto Protocol, mine map[nodePort]bool) (int32, bool) {
-	free := func(n int32) bool {
-		at := nodePort{proto, n}
-		_, taken := a.ports[at]
-		return n != 0 && !taken && !mine[at]
-	}
-	if old != nil {
-		for _, q := range old.Spec.Ports {
-			if q.Name == p.Name && q.Protocol == p.Protocol && free(q.NodePort) {
-				return q.NodePort, true
-			}
-		}
-	}
-	for _, q := range s.Spec.Ports { // the same port over another protocol, such as DNS: the same number
-		if q.Port == p.Port && q.Protocol != p.Protocol && free(q.NodePort) {
-			return q.NodePort, true
-		}
-	}
-	n, ok := search(NodePortMin, NodePortMax+1, identity(s.Namespace, s.Name, p.Name), func(n uint64) bool { return free(int32(n)) })
-	return int32(n), ok
-}
-
-func (a *ServiceAllocator) rangeOf(f corev1.IPFamily) *netip.Prefix {
-	for i := range a.ranges {
-		if familyOf(a.ranges[i].Addr()) == f {
-			return &a.ranges[i]
+func rangeOf(ranges []netip.Prefix, f corev1.IPFamily) *netip.Prefix {
+	for i := range ranges {
+		if familyOf(ranges[i].Addr()) == f {
+			return &ranges[i]
 		}
 	}
 	return nil
@@ -311,6 +269,7 @@ func search(low, high, seed uint64, free func(uint64) bool) (uint64, bool) {
 	return 0, false
 }
 
+// serviceAddrs are the addresses that a service was allocated.
 func serviceAddrs(s *corev1.Service) func(func(netip.Addr) bool) {
 	return func(yield func(netip.Addr) bool) {
 		for _, ip := range s.Spec.ClusterIPs {
@@ -318,11 +277,23 @@ func serviceAddrs(s *corev1.Service) func(func(netip.Addr) bool) {
 				return
 			}
 		}
+		if !ours(&s.Spec) {
+			return
+		}
+		for _, in := range s.Status.LoadBalancer.Ingress {
+			if a, err := netip.ParseAddr(in.IP); err == nil && !yield(a) {
+				return
+			}
+		}
 	}
 }
 
+// serviceNodePorts are its ports at the nodes, that of its health check among them.
 func serviceNodePorts(s *corev1.Service) func(func(nodePort) bool) {
 	return func(yield func(nodePort) bool) {
+		if n := s.Spec.HealthCheckNodePort; n != 0 && !yield(nodePort{TCP, n}) {
+			return
+		}
 		for i := range s.Spec.Ports {
 			p := &s.Spec.Ports[i]
 			if proto, ok := protocolOf(p.Protocol); ok && p.NodePort != 0 && !yield(nodePort{proto, p.NodePort}) {

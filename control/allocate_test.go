@@ -53,7 +53,7 @@ func TestServicesGetTheFamiliesTheyAskFor(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := serviceOf(t, "web", tt.spec)
-			err := NewServiceAllocator(tt.ranges, nil).Allocate(s)
+			err := NewServiceAllocator(tt.ranges, nil, nil).Allocate(s)
 			if want, bad := strings.CutPrefix(tt.families, "!"); bad {
 				if err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("error %v, want %q in it", err, want)
@@ -78,7 +78,7 @@ func TestServicesGetTheFamiliesTheyAskFor(t *testing.T) {
 }
 
 func TestRequestedValuesAreHonouredOrRefused(t *testing.T) {
-	a := NewServiceAllocator(dualRanges, nil)
+	a := NewServiceAllocator(dualRanges, nil, nil)
 	first := serviceOf(t, "web", "{type: NodePort, clusterIP: 10.96.0.5, ports: [{port: 80, nodePort: 30080}]}")
 	if err := a.Allocate(first); err != nil {
 		t.Fatal(err)
@@ -106,7 +106,7 @@ func TestRequestedValuesAreHonouredOrRefused(t *testing.T) {
 
 func TestOnePortOverTwoProtocolsGetsOneNodePort(t *testing.T) {
 	s := serviceOf(t, "dns", "{type: NodePort, ports: [{name: a, port: 53, protocol: UDP}, {name: b, port: 53}, {name: c, port: 9153}]}")
-	if err := NewServiceAllocator(dualRanges, nil).Allocate(s); err != nil {
+	if err := NewServiceAllocator(dualRanges, nil, nil).Allocate(s); err != nil {
 		t.Fatal(err)
 	}
 	p := s.Spec.Ports
@@ -116,7 +116,7 @@ func TestOnePortOverTwoProtocolsGetsOneNodePort(t *testing.T) {
 }
 
 func TestExhaustedRangesSaySo(t *testing.T) {
-	a := NewServiceAllocator(prefixes("10.96.0.0/29"), nil)
+	a := NewServiceAllocator(prefixes("10.96.0.0/29"), nil, nil)
 	var got []string
 	for i := range 6 {
 		s := serviceOf(t, fmt.Sprintf("s%d", i), "{ports: [{port: 80}]}")
@@ -142,16 +142,18 @@ func TestAllocatorProperties(t *testing.T) {
 		"{ports: [{port: 80}]}", "{clusterIP: None, ports: [{port: 80}]}", "{ipFamilies: [IPv6], ports: [{port: 80}]}",
 		"{type: NodePort, ipFamilyPolicy: PreferDualStack, ports: [{name: a, port: 80}, {name: b, port: 80, protocol: UDP}]}",
 		"{type: NodePort, ports: [{port: 80, nodePort: 30001}]}", "{clusterIP: 10.96.0.3, ports: [{port: 80}]}",
+		"{type: LoadBalancer, externalTrafficPolicy: Local, ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]}",
+		"{type: LoadBalancer, ipFamilies: [IPv4], loadBalancerIP: 198.51.100.3, ports: [{port: 80}]}", "{type: ExternalName, externalName: example.com}",
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		ranges := prefixes("10.96.0.0/28", "fd00:10:96::/124")
 		model := map[string]*corev1.Service{}
-		a := NewServiceAllocator(ranges, nil)
+		a := NewServiceAllocator(ranges, lbRanges, nil)
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
 			name := fmt.Sprintf("s%d", rapid.IntRange(0, 11).Draw(t, "name"))
 			if rapid.IntRange(0, 4).Draw(t, "delete") == 0 {
 				delete(model, name)
-				a = NewServiceAllocator(ranges, values(model)) // as the store does: from what there is
+				a = NewServiceAllocator(ranges, lbRanges, values(model)) // as the store does: from what there is
 				continue
 			}
 			objs, err := Decode([]byte("apiVersion: v1\nkind: Service\nmetadata: {name: " + name + "}\nspec: " + rapid.SampledFrom(specs).Draw(t, "spec")))
@@ -168,7 +170,7 @@ func TestAllocatorProperties(t *testing.T) {
 				}
 				continue
 			}
-			if old != nil && asked == "" && !isHeadless(&old.Spec) && !slices.Contains(s.Spec.ClusterIPs, old.Spec.ClusterIP) &&
+			if old != nil && asked == "" && len(old.Spec.ClusterIPs) > 0 && len(s.Spec.ClusterIPs) > 0 && !isHeadless(&old.Spec) && !slices.Contains(s.Spec.ClusterIPs, old.Spec.ClusterIP) &&
 				familyOf(netip.MustParseAddr(old.Spec.ClusterIP)) == s.Spec.IPFamilies[0] {
 				t.Fatalf("%s had %s and got %v", name, old.Spec.ClusterIP, s.Spec.ClusterIPs)
 			}
@@ -180,7 +182,7 @@ func TestAllocatorProperties(t *testing.T) {
 				if other, ok := ips[ip]; ok {
 					t.Fatalf("%s is %s's and %s's", ip, name, other)
 				}
-				if !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) && p.Addr() != ip }) {
+				if !slices.ContainsFunc(slices.Concat(ranges, lbRanges), func(p netip.Prefix) bool { return p.Contains(ip) && p.Addr() != ip }) {
 					t.Fatalf("%s is outside", ip)
 				}
 				ips[ip] = name

@@ -17,6 +17,20 @@ const (
 	AnnotationMAC         = "vswitch.dev/mac"
 )
 
+// Annotations a user writes on a Service.
+const (
+	AnnotationMode          = "vswitch/mode"           // ModeProxy
+	AnnotationProxyProtocol = "vswitch/proxy-protocol" // ProxyProtocolV2, with ModeProxy
+
+	annotationPrefix = "vswitch/"
+)
+
+// Values of a Service's annotations.
+const (
+	ModeProxy       = "proxy" // TCP connections end in the gateway, which makes others to the endpoints
+	ProxyProtocolV2 = "v2"    // endpoints are told the client by a PROXY protocol header, version 2
+)
+
 // LabelPortPrefix declares a pod's named port where nothing else does: the label
 // port.vswitch.dev/http=8080 (or 53-udp, 9-sctp) is the container port "http".
 const LabelPortPrefix = "port.vswitch.dev/"

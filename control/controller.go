@@ -15,7 +15,14 @@ import (
 type Self struct {
 	Node         string
 	Underlays    []netip.Addr   // a peer is reached over its first address of a family found here
-	ServiceCIDRs []netip.Prefix // no endpoint may lie in one: it would loop
+	Zone         string         // where its record says none; empty: not known
+	ClusterCIDRs []netip.Prefix // no service's outside address may lie in one
+	ServiceCIDRs []netip.Prefix // nor in one of these; nor an endpoint: it would loop
+
+	LoadBalancerCIDRs []netip.Prefix // from which the store gives LoadBalancers addresses; no endpoint may lie in one
+	NodesBalance      bool           // a LoadBalancer without an address is served at those of the nodes
+	AllowExternalIPs  bool           // spec.externalIPs are programmed
+	NameServers       []netip.Addr   // that pods ask; no service's outside address may be one
 }
 
 // ControllerConfig configures a Controller. Self and Dataplane are required.

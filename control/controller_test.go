@@ -243,7 +243,7 @@ func TestControllerEndsLeaseGraces(t *testing.T) {
 			c.dp.mu.Lock()
 			defer c.dp.mu.Unlock()
 			s := c.dp.services[ServiceKey{Namespace: "default", Name: "web"}]
-			return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Ready })
+			return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Cluster })
 		}
 		time.Sleep(LeaseGrace - time.Second)
 		synctest.Wait()

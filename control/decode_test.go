@@ -110,6 +110,12 @@ func TestValidateNamesTheFieldAndWhatIsRight(t *testing.T) {
 	service := func(spec string) string {
 		return "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: " + spec
 	}
+	annotated := func(annotations, proto string) string {
+		return "apiVersion: v1\nkind: Service\nmetadata: {name: web, annotations: {" + annotations + "}}\nspec: {ports: [{port: 80, protocol: " + proto + "}]}"
+	}
+	balanced := func(ingress string) string {
+		return service("{type: LoadBalancer, loadBalancerClass: example.com/lb, ports: [{port: 80}]}\nstatus: {loadBalancer: {ingress: [{" + ingress + "}]}}")
+	}
 	tests := []struct {
 		name, in string
 		want     string // in the error; empty: accepted
@@ -132,10 +138,41 @@ func TestValidateNamesTheFieldAndWhatIsRight(t *testing.T) {
 		{"two ports of one name", service("{ports: [{name: a, port: 80}, {name: a, port: 81}]}"), `spec.ports[1].name: "a" is another port's`},
 		{"one port twice", service("{ports: [{name: a, port: 80}, {name: b, port: 80}]}"), "spec.ports[1].port: TCP 80"},
 		{"an unknown protocol", service("{ports: [{port: 80, protocol: ICMP}]}"), "want TCP, UDP or SCTP"},
-		{"a type not supported", service("{type: LoadBalancer, ports: [{port: 80}]}"), "want ClusterIP or NodePort"},
+		{"an unknown type", service("{type: Ingress, ports: [{port: 80}]}"), "want ClusterIP, NodePort, LoadBalancer or ExternalName"},
 		{"a node port without the type", service("{ports: [{port: 80, nodePort: 30000}]}"), "want type NodePort"},
 		{"a node port twice", service("{type: NodePort, ports: [{name: a, port: 80, nodePort: 30000}, {name: b, port: 81, nodePort: 30000}]}"), "spec.ports[1].nodePort"},
 		{"headless with node ports", service("{type: NodePort, clusterIP: None, ports: [{port: 80}]}"), "want type ClusterIP"},
+		{"a health check port without a use", service("{type: LoadBalancer, healthCheckNodePort: 30000, ports: [{port: 80}]}"), "want none except with type LoadBalancer and externalTrafficPolicy Local"},
+		{"an external policy nobody needs", service("{externalTrafficPolicy: Local, ports: [{port: 80}]}"), "that clients outside don't reach"},
+		{"an external policy for external addresses", service("{externalTrafficPolicy: Local, externalIPs: [198.51.100.1], ports: [{port: 80}]}"), ""},
+		{"an external address that is none", service("{externalIPs: [here], ports: [{port: 80}]}"), `spec.externalIPs[0]: "here" is not an IP address`},
+		{"a loopback external address", service("{externalIPs: [127.0.0.1], ports: [{port: 80}]}"), "is a loopback address"},
+		{"the metadata service as external address", service("{externalIPs: [169.254.169.254], ports: [{port: 80}]}"), "is a link-local address"},
+		{"an external address of a headless service", service("{clusterIP: None, externalIPs: [198.51.100.1], ports: [{port: 80}]}"), "want none, or a ClusterIP"},
+		{"everything of a load balancer", service("{type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30001, loadBalancerIP: 198.51.100.1, loadBalancerClass: example.com/lb, allocateLoadBalancerNodePorts: false, loadBalancerSourceRanges: [10.0.0.0/8, ' 2001:db8::/32'], ports: [{port: 80}]}"), ""},
+		{"source ranges without a load balancer", service("{loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]}"), "spec.loadBalancerSourceRanges: given in a service of type ClusterIP; want type LoadBalancer"},
+		{"a source range that is none", service("{type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.1], ports: [{port: 80}]}"), "is not a prefix such as"},
+		{"a source range with host bits", service("{type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.1/8], ports: [{port: 80}]}"), "want 10.0.0.0/8"},
+		{"a class that is none", service("{type: LoadBalancer, loadBalancerClass: 'a b', ports: [{port: 80}]}"), "spec.loadBalancerClass"},
+		{"node ports refused elsewhere than at a load balancer", service("{type: NodePort, allocateLoadBalancerNodePorts: false, ports: [{port: 80}]}"), "want type LoadBalancer"},
+		{"a distribution", service("{trafficDistribution: PreferSameNode, ports: [{port: 80}]}"), ""},
+		{"an unknown distribution", service("{trafficDistribution: Near, ports: [{port: 80}]}"), "want PreferSameZone, PreferSameNode, PreferClose"},
+		{"an affinity's timeout without affinity", service("{sessionAffinityConfig: {clientIP: {timeoutSeconds: 9}}, ports: [{port: 80}]}"), "want ClientIP, or none"},
+		{"another name", service("{type: ExternalName, externalName: db.example.com.}"), ""},
+		{"another name that is missing", service("{type: ExternalName}"), "spec.externalName: missing"},
+		{"another name that is none", service("{type: ExternalName, externalName: 'a b'}"), "spec.externalName"},
+		{"another name with an address", service("{type: ExternalName, externalName: db.example.com, clusterIP: 10.96.0.1}"), "spec.clusterIP"},
+		{"proxy mode", annotated("vswitch/mode: proxy, vswitch/proxy-protocol: v2", "TCP"), ""},
+		{"an unknown mode", annotated("vswitch/mode: fast", "TCP"), `metadata.annotations[vswitch/mode]: "fast" is not known; want "proxy"`},
+		{"proxy mode without TCP", annotated("vswitch/mode: proxy", "UDP"), "only TCP can be proxied"},
+		{"an unknown version of the PROXY protocol", annotated("vswitch/mode: proxy, vswitch/proxy-protocol: v1", "TCP"), `"v1" is not known; want "v2"`},
+		{"the PROXY protocol without a proxy", annotated("vswitch/proxy-protocol: v2", "TCP"), "given without vswitch/mode: proxy"},
+		{"an annotation mistyped", annotated("vswitch/proxy-protcol: v2", "TCP"), "not known; want vswitch/mode or vswitch/proxy-protocol"},
+		{"somebody else's annotation", annotated("example.com/mode: fast", "TCP"), ""},
+		{"another class's address", balanced("ip: 198.51.100.1, ipMode: VIP"), ""},
+		{"another class's address that is none", balanced("ip: here"), "status.loadBalancer.ingress[0].ip"},
+		{"another class's name", balanced("hostname: lb.example.com"), ""},
+		{"an unknown mode of an address", balanced("ip: 198.51.100.1, ipMode: Direct"), "want VIP or Proxy"},
 		{"a clusterIP that is none", service("{clusterIP: ten, ports: [{port: 80}]}"), `"ten" is not an IP address`},
 		{"two clusterIPs of one family", service("{clusterIPs: [10.96.0.1, 10.96.0.2], ports: [{port: 80}]}"), "second of its family"},
 		{"clusterIP and clusterIPs that differ", service("{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.2], ports: [{port: 80}]}"), "is not the first of spec.clusterIPs"},

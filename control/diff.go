@@ -124,8 +124,8 @@ func (t *Tunnel) claims(yield func(tunnelClaim) bool) {
 	}
 }
 
-// serviceClaim is something one service alone can have: a VIP and port, or a node
-// port (of the zero address) in one family.
+// serviceClaim is something one service alone can have: an address and port, or a
+// node port (of the zero address) in one family.
 type serviceClaim struct {
 	at    netip.AddrPort
 	proto Protocol
@@ -133,9 +133,11 @@ type serviceClaim struct {
 }
 
 func (s *Service) claims(yield func(serviceClaim) bool) {
-	for _, a := range s.VIPs {
-		if !yield(serviceClaim{netip.AddrPortFrom(a, s.Port), s.Protocol, s.IPv6}) {
-			return
+	for _, addrs := range [...][]netip.Addr{s.VIPs, s.LoadBalancerIPs, s.ExternalIPs} {
+		for _, a := range addrs {
+			if !yield(serviceClaim{netip.AddrPortFrom(a, s.Port), s.Protocol, s.IPv6}) {
+				return
+			}
 		}
 	}
 	if s.NodePort != 0 {

@@ -42,6 +42,9 @@ func NewNode(c Claim) *corev1.Node {
 	if vni := c.Facts.IngressVNI; vni != 0 {
 		n.Annotations[AnnotationIngressVNI] = strconv.FormatUint(uint64(vni), 10)
 	}
+	if c.Facts.Zone != "" {
+		n.Labels = map[string]string{corev1.LabelTopologyZone: c.Facts.Zone}
+	}
 	for _, p := range c.PodCIDRs {
 		n.Spec.PodCIDRs = append(n.Spec.PodCIDRs, p.String())
 	}
@@ -55,6 +58,7 @@ func NewNode(c Claim) *corev1.Node {
 type nodeView struct {
 	name     string
 	instance string // empty: not a vswitch node
+	zone     string // empty: not said
 	prefixes []netip.Prefix
 	devices  []device
 }
@@ -74,7 +78,7 @@ type device struct {
 
 // viewNode reads a Node record. The error names the annotation or field.
 func viewNode(n *corev1.Node) (nodeView, error) {
-	v := nodeView{name: n.Name, instance: n.Annotations[AnnotationInstance]}
+	v := nodeView{name: n.Name, instance: n.Annotations[AnnotationInstance], zone: n.Labels[corev1.LabelTopologyZone]}
 	var err error
 	if v.prefixes, err = nodePrefixes(n); err != nil {
 		return v, err

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gaissmai/bart"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
@@ -42,10 +43,11 @@ type Objects struct {
 	sliceOf   map[objectName]map[Key]*discoveryv1.EndpointSlice
 
 	slicesDirty    bool // services with slices are to be compiled anew
-	nodesDirty     bool // the three below are to be computed anew
+	nodesDirty     bool // the four below are to be computed anew
 	tunnels        []Tunnel
 	tunnelProblems []Problem
 	underlays      map[netip.Addr]string // node by underlay address
+	podPrefixes    *bart.Lite            // of all nodes
 
 	doubles []Problem // services left out by the last State
 }
@@ -78,16 +80,17 @@ type Problem struct {
 // NewObjects makes an empty set.
 func NewObjects(self Self) *Objects {
 	return &Objects{
-		self:      self,
-		nodes:     map[string]*nodeEntry{},
-		leases:    map[string]Object{},
-		lingering: map[string]time.Time{},
-		pods:      map[Key]*corev1.Pod{},
-		podIndex:  map[labelTerm]map[Key]*corev1.Pod{},
-		services:  map[objectName]*serviceEntry{},
-		inspace:   map[string]map[string]*serviceEntry{},
-		slices:    map[Key]*discoveryv1.EndpointSlice{},
-		sliceOf:   map[objectName]map[Key]*discoveryv1.EndpointSlice{},
+		self:        self,
+		podPrefixes: new(bart.Lite),
+		nodes:       map[string]*nodeEntry{},
+		leases:      map[string]Object{},
+		lingering:   map[string]time.Time{},
+		pods:        map[Key]*corev1.Pod{},
+		podIndex:    map[labelTerm]map[Key]*corev1.Pod{},
+		services:    map[objectName]*serviceEntry{},
+		inspace:     map[string]map[string]*serviceEntry{},
+		slices:      map[Key]*discoveryv1.EndpointSlice{},
+		sliceOf:     map[objectName]map[Key]*discoveryv1.EndpointSlice{},
 	}
 }
 

@@ -76,6 +76,8 @@ type NodeFacts struct {
 	// IngressVNI is the identifier by which the node takes frames from outside the
 	// cluster; 0: it takes none.
 	IngressVNI uint32 `json:"ingressVNI,omitempty"`
+	// Zone is the node's label topology.kubernetes.io/zone; empty: none.
+	Zone string `json:"zone,omitempty"`
 }
 
 // Errors of a Store, for errors.Is.

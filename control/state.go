@@ -69,14 +69,23 @@ type ServiceKey struct {
 }
 
 // Service is one port of a service in one family: where clients reach it, and
-// the endpoints behind it. Headless services have none.
+// the endpoints behind it. Headless services and ExternalNames have none. All
+// addresses are of the key's family.
 type Service struct {
 	ServiceKey
-	Protocol  Protocol
-	VIPs      []netip.Addr // of the key's family, at least one
-	Port      uint16       // at the VIPs
-	NodePort  uint16       // at the nodes' own addresses; 0: none
-	Endpoints []Endpoint   // of the key's family, sorted by address and port, none twice
+	Protocol Protocol
+	VIPs     []netip.Addr // ClusterIPs
+	Port     uint16       // at VIPs, LoadBalancerIPs and ExternalIPs
+	NodePort uint16       // at the nodes' own addresses; 0: none
+
+	// LoadBalancerIPs and ExternalIPs are for clients outside; pods use them too.
+	// SourceRanges, of both families, are who may come to LoadBalancerIPs; empty:
+	// everybody.
+	LoadBalancerIPs []netip.Addr
+	ExternalIPs     []netip.Addr
+	SourceRanges    []netip.Prefix
+
+	Endpoints []Endpoint // of the key's family, sorted by address and port, none twice
 
 	// ExternalLocal and InternalLocal are the traffic policies "Local": clients
 	// outside, or pods, reach only endpoints of the node they came to.
@@ -85,6 +94,17 @@ type Service struct {
 	// Affinity is how long a client address stays with its endpoint after its
 	// last connection; 0: no affinity.
 	Affinity time.Duration
+
+	// HealthCheckNodePort is where a load balancer asks whether this node has
+	// endpoints of its own; 0: it need not ask.
+	HealthCheckNodePort uint16
+
+	Proxy *Proxy // nil: flows are rewritten
+}
+
+// Proxy asks for connections to be terminated in the gateway.
+type Proxy struct {
+	ProtocolV2 bool // endpoints are told the client by a PROXY protocol v2 header
 }
 
 // Endpoint is one backend of a service.
@@ -94,12 +114,13 @@ type Endpoint struct {
 	ID   uint64 // identity of the pod: another pod at this address has another. Never 0
 	Node string // where it runs; empty if not known
 
-	// Ready: takes new connections. It already includes the fallback of a
-	// service none of whose endpoints is ready, to those that still serve while
-	// they terminate. An endpoint that is not ready keeps its connections.
-	Ready       bool
-	Serving     bool
-	Terminating bool
+	// Cluster and Local: it takes new connections of clients to whom the policy
+	// Cluster, or Local, applies. One with neither keeps its connections.
+	Cluster, Local bool
+
+	// What is known of it; the two above follow from these and from the other
+	// endpoints. None of a node that is not live is ready or serving.
+	Ready, Serving, Terminating bool
 }
 
 // Dataplane is what the reconciler drives: the switch, its tunnel and its
@@ -141,8 +162,11 @@ func (t *Tunnel) equal(o *Tunnel) bool {
 
 func (s *Service) equal(o *Service) bool {
 	return s.ServiceKey == o.ServiceKey && s.Protocol == o.Protocol && slices.Equal(s.VIPs, o.VIPs) &&
-		s.Port == o.Port && s.NodePort == o.NodePort && slices.Equal(s.Endpoints, o.Endpoints) &&
-		s.ExternalLocal == o.ExternalLocal && s.InternalLocal == o.InternalLocal && s.Affinity == o.Affinity
+		s.Port == o.Port && s.NodePort == o.NodePort && slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) &&
+		slices.Equal(s.ExternalIPs, o.ExternalIPs) && slices.Equal(s.SourceRanges, o.SourceRanges) &&
+		slices.Equal(s.Endpoints, o.Endpoints) && s.ExternalLocal == o.ExternalLocal && s.InternalLocal == o.InternalLocal &&
+		s.Affinity == o.Affinity && s.HealthCheckNodePort == o.HealthCheckNodePort &&
+		(s.Proxy == nil) == (o.Proxy == nil) && (s.Proxy == nil || *s.Proxy == *o.Proxy)
 }
 
 func (e Endpoint) compare(o Endpoint) int {

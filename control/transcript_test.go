@@ -226,17 +226,24 @@ func showServices(ss []Service) string {
 	var b strings.Builder
 	for _, s := range ss {
 		fmt.Fprintf(&b, "%s %s %v:%d", s.ServiceKey, s.Protocol, s.VIPs, s.Port)
-		if s.NodePort != 0 {
-			fmt.Fprintf(&b, " node port %d", s.NodePort)
-		}
-		if s.ExternalLocal {
-			b.WriteString(" external-local")
-		}
-		if s.InternalLocal {
-			b.WriteString(" internal-local")
-		}
-		if s.Affinity != 0 {
-			fmt.Fprintf(&b, " affinity %s", s.Affinity)
+		for _, f := range []struct {
+			set  bool
+			text string
+		}{
+			{s.NodePort != 0, fmt.Sprintf("node port %d", s.NodePort)},
+			{len(s.LoadBalancerIPs) > 0, fmt.Sprintf("balancers %v", s.LoadBalancerIPs)},
+			{len(s.SourceRanges) > 0, fmt.Sprintf("for %v", s.SourceRanges)},
+			{len(s.ExternalIPs) > 0, fmt.Sprintf("externals %v", s.ExternalIPs)},
+			{s.ExternalLocal, "external-local"},
+			{s.InternalLocal, "internal-local"},
+			{s.HealthCheckNodePort != 0, fmt.Sprintf("health check %d", s.HealthCheckNodePort)},
+			{s.Affinity != 0, fmt.Sprintf("affinity %s", s.Affinity)},
+			{s.Proxy != nil && !s.Proxy.ProtocolV2, "proxy"},
+			{s.Proxy != nil && s.Proxy.ProtocolV2, "proxy-v2"},
+		} {
+			if f.set {
+				b.WriteString(" " + f.text)
+			}
 		}
 		b.WriteString("\n")
 		for _, e := range s.Endpoints {
@@ -251,6 +258,15 @@ func showServices(ss []Service) string {
 				if c.set {
 					b.WriteString(" " + c.word)
 				}
+			}
+			if e.Cluster || e.Local {
+				b.WriteString(" =>")
+			}
+			if e.Cluster {
+				b.WriteString(" cluster")
+			}
+			if e.Local {
+				b.WriteString(" local")
 			}
 			b.WriteString("\n")
 		}

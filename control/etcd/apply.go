@@ -126,7 +126,7 @@ func (s *Store) readJudge(ctx context.Context) (*judge, error) {
 	}
 	return &judge{
 		store:    s,
-		services: control.NewServiceAllocator(s.cfg.ServiceCIDRs, decodeAll[*corev1.Service](s, kvsOf(r, 2))),
+		services: control.NewServiceAllocator(s.cfg.ServiceCIDRs, s.cfg.LoadBalancerCIDRs, decodeAll[*corev1.Service](s, kvsOf(r, 2))),
 		nodes:    decodeAll[*corev1.Node](s, kvsOf(r, 3)),
 		guards: map[control.Kind]*guard{
 			control.KindService: {services, revisionOf(kvsOf(r, 0))},
@@ -139,7 +139,6 @@ func (s *Store) readJudge(ctx context.Context) (*judge, error) {
 func (j *judge) judge(o control.Object) error {
 	switch o := o.(type) {
 	case *corev1.Service:
-		o.Status = corev1.ServiceStatus{}
 		return j.services.Allocate(o)
 	case *corev1.Node:
 		if err := control.CheckNode(j.nodes, o, j.store.cfg.ServiceCIDRs); err != nil {
@@ -149,7 +148,7 @@ func (j *judge) judge(o control.Object) error {
 		return nil
 	case *discoveryv1.EndpointSlice:
 		if j.rules == nil {
-			j.rules = control.NewObjects(control.Self{ServiceCIDRs: j.store.cfg.ServiceCIDRs})
+			j.rules = control.NewObjects(control.Self{ServiceCIDRs: j.store.cfg.ServiceCIDRs, LoadBalancerCIDRs: j.store.cfg.LoadBalancerCIDRs})
 			for _, n := range j.nodes {
 				j.rules.Put(n)
 			}

@@ -52,11 +52,13 @@ type Config struct {
 	TLS          TLSFiles // for https
 	Node         string   // this node
 	ServiceCIDRs []netip.Prefix
-	Prefix       string        // of all keys; "/vswitch/v1/"
-	LeaseTTL     time.Duration // how long a silent node counts as live; 10 s, whole seconds
-	CIDRGrace    time.Duration // how long a silent node keeps its pod CIDRs; 24 h
-	Timeout      time.Duration // of one request; 5 s
-	Log          *slog.Logger  // nil: slog.Default()
+
+	LoadBalancerCIDRs []netip.Prefix // LoadBalancers get their addresses from these; none: those of the nodes
+	Prefix            string         // of all keys; "/vswitch/v1/"
+	LeaseTTL          time.Duration  // how long a silent node counts as live; 10 s, whole seconds
+	CIDRGrace         time.Duration  // how long a silent node keeps its pod CIDRs; 24 h
+	Timeout           time.Duration  // of one request; 5 s
+	Log               *slog.Logger   // nil: slog.Default()
 }
 
 func (c *Config) setDefaults() {

@@ -254,17 +254,22 @@ func (d *dataplane) programService(k control.ServiceKey) error {
 		}
 		if merged == nil {
 			merged = &gateway.Service{
-				ServiceKey: key, Protocol: uint8(s.Protocol), Port: s.Port, NodePort: s.NodePort,
-				InternalLocal: s.InternalLocal, ExternalLocal: s.ExternalLocal,
+				ServiceKey: key, Protocol: uint8(s.Protocol), Port: s.Port, NodePort: s.NodePort, SourceRanges: s.SourceRanges,
+				InternalLocal: s.InternalLocal, ExternalLocal: s.ExternalLocal, Affinity: s.Affinity,
+				HealthCheckNodePort: s.HealthCheckNodePort,
+			}
+			if s.Proxy != nil {
+				merged.Proxy = &gateway.Proxy{ProtocolV2: s.Proxy.ProtocolV2}
 			}
 		} else if merged.Protocol != uint8(s.Protocol) || merged.Port != s.Port {
 			return fmt.Errorf("service %v: its families differ in port or protocol", k)
 		}
 		merged.VIPs = append(merged.VIPs, s.VIPs...)
+		merged.LoadBalancerIPs = append(merged.LoadBalancerIPs, s.LoadBalancerIPs...)
+		merged.ExternalIPs = append(merged.ExternalIPs, s.ExternalIPs...)
 		for _, e := range s.Endpoints {
-			here := e.Node == d.node
 			merged.Endpoints = append(merged.Endpoints, gateway.Endpoint{
-				Addr: e.Addr, Port: e.Port, ID: e.ID, Cluster: e.Ready, Local: e.Ready && here, OnNode: here,
+				Addr: e.Addr, Port: e.Port, ID: e.ID, Cluster: e.Cluster, Local: e.Local, OnNode: e.Node == d.node,
 			})
 		}
 	}

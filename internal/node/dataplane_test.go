@@ -193,7 +193,7 @@ func service(v6 bool, vip string, proto control.Protocol, endpoints ...control.E
 }
 
 func endpointAt(addr string, id uint64, node string) control.Endpoint {
-	return control.Endpoint{Addr: netip.MustParseAddr(addr), Port: 8080, ID: id, Node: node, Ready: true, Serving: true}
+	return control.Endpoint{Addr: netip.MustParseAddr(addr), Port: 8080, ID: id, Node: node, Cluster: true, Ready: true, Serving: true}
 }
 
 // TestFamiliesOfAServiceShareItsNodePort: the gateway has one service port for both.

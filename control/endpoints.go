@@ -1,0 +1,209 @@
+package control
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// candidate is an endpoint that may have to yield to another record of the same
+// address and port.
+type candidate struct {
+	Endpoint
+	hints   hint
+	created time.Time
+}
+
+// endpoints are the backends of one port in one family: the pods that the
+// selector matches and the endpoints of the service's slices.
+func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, s *Service) []Endpoint {
+	found := map[netip.AddrPort]candidate{}
+	add := func(c candidate) {
+		e.nodes[c.Node] = true
+		if !o.Live(c.Node) {
+			c.Ready, c.Serving = false, false
+		}
+		at := netip.AddrPortFrom(c.Addr, c.Port)
+		if old, ok := found[at]; !ok || better(&c, &old) {
+			found[at] = c
+		}
+	}
+	o.selected(e.record, func(pod *corev1.Pod) {
+		if pod.Status.Phase != corev1.PodRunning && !e.record.Spec.PublishNotReadyAddresses {
+			return
+		}
+		port, ok := targetPort(pod, p, s.Protocol)
+		if !ok {
+			e.problem(KeyOf(e.record), "port %q: pod %s/%s declares no %s port named %q; the label %s%s=NUMBER can",
+				p.Name, pod.Namespace, pod.Name, s.Protocol, p.TargetPort.StrVal, LabelPortPrefix, p.TargetPort.StrVal)
+			return
+		}
+		o.podCandidates(pod, &e.record.Spec, port, s.IPv6, add)
+	})
+	for _, slice := range o.sliceOf[objectName{e.record.Namespace, e.record.Name}] {
+		o.sliceCandidates(e, slice, p, s, add)
+	}
+	all := make([]candidate, 0, len(found))
+	for _, c := range found {
+		all = append(all, c)
+	}
+	slices.SortFunc(all, func(a, b candidate) int { return a.compare(b.Endpoint) })
+	o.categorise(s, all)
+	out := make([]Endpoint, len(all))
+	for i := range all {
+		out[i] = all[i].Endpoint
+	}
+	return out
+}
+
+// better decides between two records of one address and port: a ready one, then
+// the younger, as the other is a leftover of its predecessor. The rest makes the
+// choice independent of the order in which the records are met.
+func better(a, b *candidate) bool {
+	return cmp.Or(compareBool(a.Ready, b.Ready), a.created.Compare(b.created), compareBool(a.Serving, b.Serving),
+		compareBool(b.Terminating, a.Terminating), cmp.Compare(a.hints, b.hints), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node)) > 0
+}
+
+func targetPort(pod *corev1.Pod, p *corev1.ServicePort, proto Protocol) (uint16, bool) {
+	switch {
+	case p.TargetPort.StrVal != "":
+		return containerPort(pod, p.TargetPort.StrVal, proto)
+	case p.TargetPort.IntVal != 0:
+		return uint16(p.TargetPort.IntVal), true
+	}
+	return uint16(p.Port), true
+}
+
+func (o *Objects) podCandidates(pod *corev1.Pod, s *corev1.ServiceSpec, port uint16, ipv6 bool, add func(candidate)) {
+	terminating := pod.DeletionTimestamp != nil
+	serving := podReady(pod)
+	for _, a := range podAddrs(pod, ipv6) {
+		add(candidate{
+			Endpoint: Endpoint{
+				Addr: a, Port: port, Node: pod.Spec.NodeName,
+				ID:    identity(string(pod.UID), pod.Annotations[AnnotationContainerID]),
+				Ready: s.PublishNotReadyAddresses || serving && !terminating, Serving: serving, Terminating: terminating,
+			},
+			hints:   o.hintsFor(s, pod.Spec.NodeName),
+			created: pod.CreationTimestamp.Time,
+		})
+	}
+}
+
+// sliceCandidates takes what a slice says of one port. Addresses that would turn
+// a client's packets against a node, the store's users' own hosts included, are
+// named and left out, whoever let them into the store (CVE-2021-25737). Of an
+// endpoint's addresses the first counts, the others mean nothing (discovery/v1).
+func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice, p *corev1.ServicePort, to *Service, add func(candidate)) {
+	if to.IPv6 != (s.AddressType == discoveryv1.AddressTypeIPv6) {
+		return
+	}
+	port, ok := slicePort(s, p.Name, to.Protocol)
+	if !ok {
+		return
+	}
+	for i := range s.Endpoints {
+		ep := &s.Endpoints[i]
+		if len(ep.Addresses) == 0 {
+			continue
+		}
+		text := ep.Addresses[0]
+		a, err := endpointAddr(s.AddressType, text)
+		if err == nil {
+			err = o.refuseEndpoint(a)
+		}
+		if err != nil {
+			e.problem(KeyOf(s), "endpoint not programmed: %v", err)
+			continue
+		}
+		c := candidate{Endpoint: Endpoint{Addr: a, Port: port}, hints: o.hintsOf(ep.Hints)}
+		c.Ready, c.Serving, c.Terminating = sliceConditions(&ep.Conditions)
+		if ep.NodeName != nil {
+			c.Node = *ep.NodeName
+		}
+		if ep.TargetRef != nil && ep.TargetRef.UID != "" {
+			c.ID = identity(string(ep.TargetRef.UID), "")
+		} else {
+			c.ID = identity(s.Namespace+"/"+e.record.Name, text)
+		}
+		add(c)
+	}
+}
+
+// CheckEndpoints judges the endpoints a user wrote by the nodes in the set, as
+// State will; the error is an *InvalidError.
+func (o *Objects) CheckEndpoints(s *discoveryv1.EndpointSlice) error {
+	o.State()
+	for i := range s.Endpoints {
+		for j, text := range s.Endpoints[i].Addresses {
+			a, err := endpointAddr(s.AddressType, text)
+			if err == nil {
+				err = o.refuseEndpoint(a)
+			}
+			if err != nil {
+				return invalidField(s, fmt.Sprintf("endpoints[%d].addresses[%d]", i, j), "%v", err)
+			}
+		}
+	}
+	return nil
+}
+
+// refuseEndpoint refuses addresses that only the whole set shows to be wrong.
+func (o *Objects) refuseEndpoint(a netip.Addr) error {
+	for _, p := range o.self.ServiceCIDRs {
+		if p.Contains(a) {
+			return fmt.Errorf("%q is a service address; want a pod's or a host's", a)
+		}
+	}
+	for _, p := range o.self.LoadBalancerCIDRs {
+		if p.Contains(a) {
+			return fmt.Errorf("%q is a load balancer's address; want a pod's or a host's", a)
+		}
+	}
+	if name, ok := o.underlays[a]; ok {
+		return fmt.Errorf("%q is node %s's own address; want a pod's, or a host's that is no node", a, name)
+	}
+	return nil
+}
+
+// slicePort finds the slice's port of a service port: the names agree, and both
+// being empty is agreement.
+func slicePort(s *discoveryv1.EndpointSlice, name string, proto Protocol) (uint16, bool) {
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		var pname string
+		if p.Name != nil {
+			pname = *p.Name
+		}
+		var pproto corev1.Protocol
+		if p.Protocol != nil {
+			pproto = *p.Protocol
+		}
+		if got, ok := protocolOf(pproto); ok && got == proto && pname == name && p.Port != nil && *p.Port > 0 && *p.Port <= 65535 {
+			return uint16(*p.Port), true
+		}
+	}
+	return 0, false
+}
+
+// sliceConditions reads conditions as discovery/v1 says: ready and serving are
+// true where not given, terminating false.
+func sliceConditions(c *discoveryv1.EndpointConditions) (ready, serving, terminating bool) {
+	return c.Ready == nil || *c.Ready, c.Serving == nil || *c.Serving, c.Terminating != nil && *c.Terminating
+}
+
+// identity is a number for who is behind an address, never 0.
+func identity(parts ...string) uint64 {
+	h := fnv.New64a()
+	for _, p := range parts {
+		h.Write([]byte(p))
+		h.Write([]byte{0})
+	}
+	return max(h.Sum64(), 1)
+}
