@@ -212,8 +212,8 @@ func TestFamiliesOfAServiceShareItsNodePort(t *testing.T) {
 	if len(b.table.services) != 1 || len(got.VIPs) != 2 || got.NodePort != 30080 || len(got.Endpoints) != 3 {
 		t.Fatalf("services %+v", b.table.services)
 	}
-	if !got.Endpoints[0].Local || got.Endpoints[1].Local {
-		t.Errorf("local: %v and %v, want the one on node a", got.Endpoints[0].Local, got.Endpoints[1].Local)
+	if !got.Endpoints[0].OnNode || got.Endpoints[1].OnNode {
+		t.Errorf("on the node: %v and %v, want the one on node a", got.Endpoints[0].OnNode, got.Endpoints[1].OnNode)
 	}
 	if err := b.DeleteService(service(false, "10.96.0.10", control.TCP).ServiceKey); err != nil {
 		t.Fatal(err)
