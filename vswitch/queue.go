@@ -42,8 +42,9 @@ type Paths interface {
 // and not per frame, and must not block.
 type Services interface {
 	// Pick chooses the endpoint for a new flow to a VIP, or to a node's address. A
-	// reason other than drop.None refuses it: drop.NoService or drop.NoEndpoint; at a
-	// node's address drop.NoService only says that nothing but the node is there.
+	// reason other than drop.None refuses it: drop.NoService, drop.NoEndpoint or
+	// drop.SourceRange; at a node's address drop.NoService only says that nothing but
+	// the node is there.
 	Pick(k *flow.Key, h *wire.Headers) (flow.Endpoint, drop.Reason)
 	// HasVIP reports whether some service has this address.
 	HasVIP(a *wire.Addr) bool

@@ -48,8 +48,9 @@ const (
 	ReservedRouter // to the node's router address, and no flow is known
 
 	// Flows and services.
-	NoEndpoint    // the service has no ready endpoint: refused
+	NoEndpoint    // the service has no endpoint that takes flows: refused
 	NoService     // the VIP has no such port: refused
+	SourceRange   // the client is outside the service's source ranges: refused
 	FlowTableFull // a flow that needs a rewrite found no room
 	PodFlowCap    // the pod has as many flows as one pod may have
 	NoSourcePort  // every alternative source port is taken
@@ -104,7 +105,7 @@ var names = [count]string{
 	NoRoute: "no-route", HopLimit: "hop-limit", TooBig: "too-big", Reflected: "reflected",
 	ReservedRouter: "reserved-router",
 
-	NoEndpoint: "no-endpoint", NoService: "no-service", FlowTableFull: "flow-table-full",
+	NoEndpoint: "no-endpoint", NoService: "no-service", SourceRange: "source-range", FlowTableFull: "flow-table-full",
 	PodFlowCap: "pod-flow-cap", NoSourcePort: "no-source-port", StrayFragment: "stray-fragment", NoFlow: "no-flow",
 	ConnectionCap: "connection-cap",
 

@@ -23,7 +23,10 @@
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined
 //	refuse.go    resets and ICMP errors
-//	service.go   the service table
+//	service.go   what a service is
+//	service_table.go, service_pool.go  which endpoints a flow can get, and which it does
+//	affinity.go  clients that keep theirs
+//	service_gone.go  endpoints that get no more
 //	exposed.go   what clients outside reach by way of other nodes
 package gateway
 
@@ -126,6 +129,7 @@ func (g *Gateway) tidy() {
 // sweep ends what has been idle for too long.
 func (g *Gateway) sweep(tick uint32) {
 	g.relay.sweep(tick)
+	g.services.memory.sweep(tick)
 	limit, half := ticksOf(g.cfg.TCPIdle), ticksOf(g.cfg.TCPHalfClosedIdle)
 	g.connections.abortIf(func(c connection) bool { return c.idle(tick, limit, half) })
 }
@@ -134,11 +138,22 @@ func (g *Gateway) sweep(tick uint32) {
 // closes it when it removes the port.
 func (g *Gateway) Queue(i int) *link.Queue { return g.link.Queue(i) }
 
-// Pick chooses the endpoint for a new flow to a VIP, each ready one with equal
-// probability. A reason other than drop.None refuses it: drop.NoService or
-// drop.NoEndpoint.
+// Pick chooses the endpoint for a new flow of a pod to a VIP or a node's address,
+// each that takes flows with equal probability unless the service has affinity. A
+// reason other than drop.None refuses it: drop.NoService, drop.NoEndpoint or
+// drop.SourceRange.
+//
+// A service's own address and port come before a node port. A host port is
+// no service's: pods reach it as they reach all else of the node, through the host.
 func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason) {
-	return g.services.pick(k)
+	p := g.services.at(k)
+	if p == nil {
+		p = g.services.atNodePort(k)
+		if p == nil || !g.policy.onNode(k.Dst.Netip()) {
+			return flow.Endpoint{}, drop.NoService
+		}
+	}
+	return p.pick(&k.Src, g.tick.Load())
 }
 
 // HasVIP reports whether some service has this address.
@@ -157,12 +172,12 @@ func (g *Gateway) PutService(s Service) error {
 	if err := g.ports.conflict(next); err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
-	prev, gone, err := g.services.put(next)
+	prev, now, gone, err := g.services.put(next)
 	if err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
-	g.exposed.replace(prev, next)
-	g.ports.replace(prev, next)
+	g.exposed.replace(prev.service(), next)
+	g.ports.replace(prev, now)
 	g.tellGone(gone)
 	return nil
 }
@@ -172,7 +187,7 @@ func (g *Gateway) DeleteService(key ServiceKey) error {
 	g.change.Lock()
 	defer g.change.Unlock()
 	prev, gone := g.services.delete(key)
-	g.exposed.replace(prev, nil)
+	g.exposed.replace(prev.service(), nil)
 	g.ports.replace(prev, nil)
 	g.tellGone(gone)
 	return nil

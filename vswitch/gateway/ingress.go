@@ -30,7 +30,7 @@ func (g *Gateway) serveClient(client *net.TCPConn, p *nodePort) {
 
 // serveClientAs is serveClient for a client known by the address from.
 func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, p *nodePort) {
-	ep, reason := p.pick(from.Addr().Is6())
+	ep, reason := p.pick(from.Addr(), g.tick.Load())
 	if reason != drop.None {
 		g.counters.ingressRefused.Add(1)
 		reset(client)

@@ -31,27 +31,24 @@ type nodePort struct {
 	service ServiceKey
 	port    uint16
 	proto   uint8
-	v4, v6  atomic.Pointer[backends]
+	v4, v6  atomic.Pointer[pool]
 }
 
-func (p *nodePort) family(v6 bool) *atomic.Pointer[backends] {
+func (p *nodePort) family(v6 bool) *atomic.Pointer[pool] {
 	if v6 {
 		return &p.v6
 	}
 	return &p.v4
 }
 
-// pick chooses an endpoint for a client of a family.
-func (p *nodePort) pick(v6 bool) (flow.Endpoint, drop.Reason) {
-	b := p.family(v6).Load()
-	return b.pick()
+// pick chooses an endpoint for a client.
+func (p *nodePort) pick(client netip.Addr, tick uint32) (flow.Endpoint, drop.Reason) {
+	a := wire.AddrFrom(client)
+	return p.family(client.Is6()).Load().pick(&a, tick)
 }
 
 func (p *nodePort) sendsTo(s *session) bool {
-	b := p.family(!s.inside.Src.Is4()).Load()
-	return slices.ContainsFunc(*b, func(e flow.Endpoint) bool {
-		return e.ID == s.endpoint && e.Addr == s.inside.Src && e.Port == s.inside.SrcPort
-	})
+	return p.family(!s.inside.Src.Is4()).Load().has(flow.Endpoint{ID: s.endpoint, Addr: s.inside.Src, Port: s.inside.SrcPort})
 }
 
 // portKey is a host port over all addresses.
@@ -108,7 +105,7 @@ func (n *nodePorts) conflict(s *Service) error {
 }
 
 // replace makes next's node port, if any, stand for prev's; either may be nil.
-func (n *nodePorts) replace(prev, next *Service) {
+func (n *nodePorts) replace(prev, next *served) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var stays portKey
@@ -120,7 +117,11 @@ func (n *nodePorts) replace(prev, next *Service) {
 			n.want[stays] = p
 		}
 		for _, v6 := range []bool{false, true} {
-			p.family(v6).Store(new(next.backends(v6, next.ExternalLocal)))
+			i := 0
+			if v6 {
+				i = 1
+			}
+			p.family(v6).Store(next.external[i])
 		}
 		if p.proto == wire.ProtoUDP {
 			n.g.relay.endIf(func(s *session) bool { return s.port == p && !p.sendsTo(s) })
@@ -151,7 +152,7 @@ func (n *nodePorts) reconcile() {
 	addrs := n.addrs()
 	for _, p := range n.want {
 		for _, a := range addrs {
-			if len(*p.family(a.Is6()).Load()) > 0 {
+			if len(p.family(a.Is6()).Load().backends) > 0 {
 				wanted[binding{netip.AddrPortFrom(a, p.port), p.proto}] = p
 			}
 		}

@@ -41,7 +41,7 @@ const sourcePortTries = 16
 
 // openFromHost makes the session for a client's first datagram to a node port.
 func (r *relay) openFromHost(sock *hostSocket, client netip.AddrPort) *session {
-	ep, reason := sock.port.pick(client.Addr().Is6())
+	ep, reason := sock.port.pick(client.Addr(), r.tick.Load())
 	if reason != drop.None {
 		r.counters.ingressRefused.Add(1)
 		return nil

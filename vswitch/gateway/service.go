@@ -1,28 +1,16 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"hash/maphash"
-	"math/rand/v2"
+	"iter"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"vswitch/internal/wire"
-	"vswitch/vswitch/drop"
-	"vswitch/vswitch/flow"
 )
-
-// The service table answers two questions: which endpoint gets a new flow to a
-// VIP (Pick, from every switch worker, once a flow) and which get the clients of
-// a node port. Both read an immutable backends value. Putting a service touches
-// its own VIPs and nothing else, so that 10,000 load in a fraction of a second.
-//
-// The VIP map is split in shards with a lock each. A map behind one atomic
-// pointer would cost a copy of all VIPs a change; sync.Map would put each key
-// looked up on the heap.
 
 // Endpoint is one backend of a service port.
 type Endpoint struct {
@@ -36,6 +24,11 @@ type Endpoint struct {
 	Cluster, Local bool
 	// OnNode: it runs on this node.
 	OnNode bool
+}
+
+// compare orders endpoints by pod, then by where it listens.
+func (e *Endpoint) compare(o *Endpoint) int {
+	return cmp.Or(cmp.Compare(e.ID, o.ID), e.Addr.Compare(o.Addr), cmp.Compare(e.Port, o.Port))
 }
 
 // takesNew reports whether some new flow may go to the endpoint.
@@ -59,7 +52,7 @@ type Service struct {
 	Protocol uint8        // wire.ProtoTCP, ProtoUDP or ProtoSCTP
 	VIPs     []netip.Addr // ClusterIPs
 	Port     uint16
-	NodePort uint16 // zero: none; SCTP has none
+	NodePort uint16 // zero: none; for SCTP, which host sockets do not speak, pods alone have it
 	// LoadBalancerIPs and ExternalIPs are addresses for clients outside the cluster.
 	// Pods use them too, whatever the policy for outside clients.
 	LoadBalancerIPs, ExternalIPs []netip.Addr
@@ -86,20 +79,6 @@ type Proxy struct {
 	ProtocolV2 bool // tell endpoints the client's address by a PROXY protocol v2 header
 }
 
-// Gone says that a service stopped sending to an endpoint: it was removed, takes no
-// new flows any more, or the service itself is gone. TCP flows may run to their end
-// while the pod lives; UDP flows to Endpoint by way of VIPs and Port must be
-// forgotten, or their client never finds another.
-type Gone struct {
-	Endpoint uint64
-	Service  ServiceKey
-	Protocol uint8
-	VIPs     []netip.Addr // of the endpoint's family, by which nothing goes to it any more
-	Port     uint16
-	// Removed: the service no longer lists the endpoint at all, ready or not.
-	Removed bool
-}
-
 // validate refuses what the datapath could not carry out.
 func (s *Service) validate() error {
 	switch s.Protocol {
@@ -110,10 +89,13 @@ func (s *Service) validate() error {
 	if s.Port == 0 {
 		return errors.New("port 0")
 	}
-	for _, a := range s.VIPs {
+	for a := range s.addresses() {
 		if !a.IsValid() || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
 			return fmt.Errorf("VIP %v is no service address", a)
 		}
+	}
+	if s.Affinity < 0 {
+		return fmt.Errorf("affinity of %v", s.Affinity)
 	}
 	for _, e := range s.Endpoints {
 		if err := e.validate(); err != nil {
@@ -137,211 +119,7 @@ func (e *Endpoint) validate() error {
 	return nil
 }
 
-// vip is what a flow's destination is looked up by.
-type vip struct {
-	addr  wire.Addr
-	port  uint16
-	proto uint8
-}
-
-// backends are the endpoints that one family of a service sends new flows to.
-type backends []flow.Endpoint
-
-// pick takes one at random. math/rand/v2's generator is the runtime's own, per
-// thread: no lock, a few ns.
-//
-// Client affinity would be decided here: the choice has to be remembered by
-// client address for a time, which needs a table with its own bound and expiry.
-// A hash of the client's address is not it: it moves clients whenever the set of
-// endpoints changes.
-func (b backends) pick() (flow.Endpoint, drop.Reason) {
-	if len(b) == 0 {
-		return flow.Endpoint{}, drop.NoEndpoint
-	}
-	return b[rand.Uint64N(uint64(len(b)))], drop.None
-}
-
-const vipShards = 64
-
-type vipShard struct {
-	mu    sync.RWMutex
-	vips  map[vip]backends  // guarded by mu
-	addrs map[wire.Addr]int // guarded by mu; VIP address -> how many ports use it
-}
-
-type services struct {
-	seed   maphash.Seed
-	shards [vipShards]vipShard
-
-	mu  sync.Mutex
-	all map[ServiceKey]*Service // guarded by mu; values are never changed
-	own map[vip]ServiceKey      // guarded by mu: who put a VIP, so that two can't share it
-}
-
-func newServices() *services {
-	t := &services{seed: maphash.MakeSeed(), all: make(map[ServiceKey]*Service), own: make(map[vip]ServiceKey)}
-	for i := range t.shards {
-		t.shards[i].vips = make(map[vip]backends)
-		t.shards[i].addrs = make(map[wire.Addr]int)
-	}
-	return t
-}
-
-// shard is chosen by address alone, so that an address's ports lie together.
-func (t *services) shard(a *wire.Addr) *vipShard {
-	return &t.shards[maphash.Bytes(t.seed, a[:])%vipShards]
-}
-
-func (t *services) pick(k *flow.Key) (flow.Endpoint, drop.Reason) {
-	s := t.shard(&k.Dst)
-	s.mu.RLock()
-	b, ok := s.vips[vip{k.Dst, k.DstPort, k.Proto}]
-	s.mu.RUnlock()
-	if !ok {
-		return flow.Endpoint{}, drop.NoService
-	}
-	return b.pick()
-}
-
-func (t *services) hasVIP(a *wire.Addr) bool {
-	s := t.shard(a)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.addrs[*a] != 0
-}
-
-func (s *vipShard) set(v vip, b backends) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.vips[v]; !ok {
-		s.addrs[v.addr]++
-	}
-	s.vips[v] = b
-}
-
-func (s *vipShard) remove(v vip) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.vips[v]; !ok {
-		return
-	}
-	delete(s.vips, v)
-	if s.addrs[v.addr]--; s.addrs[v.addr] == 0 {
-		delete(s.addrs, v.addr)
-	}
-}
-
-// put makes next the service of its key. It returns what was there before, or nil,
-// and who that sent to and next does not.
-func (t *services) put(next *Service) (prev *Service, gone []Gone, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, a := range next.VIPs {
-		v := vip{wire.AddrFrom(a), next.Port, next.Protocol}
-		if k, taken := t.own[v]; taken && k != next.ServiceKey {
-			return nil, nil, fmt.Errorf("VIP %v port %d belongs to service %v", a, next.Port, k)
-		}
-	}
-	prev = t.all[next.ServiceKey]
-	gone = endpointsGone(prev, next)
-	t.all[next.ServiceKey] = next
-
-	keep := make(map[vip]bool, len(next.VIPs))
-	for _, a := range next.VIPs {
-		v := vip{wire.AddrFrom(a), next.Port, next.Protocol}
-		keep[v] = true
-		t.own[v] = next.ServiceKey
-		t.shard(&v.addr).set(v, next.backends(a.Is6(), next.InternalLocal))
-	}
-	t.removeVIPs(prev, keep)
-	return prev, gone, nil
-}
-
-// delete forgets a service; one that is not there is no error.
-func (t *services) delete(key ServiceKey) (prev *Service, gone []Gone) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	prev = t.all[key]
-	if prev == nil {
-		return nil, nil
-	}
-	delete(t.all, key)
-	t.removeVIPs(prev, nil)
-	return prev, endpointsGone(prev, nil)
-}
-
-// removeVIPs takes away the VIPs of s that keep does not name. Callers hold mu.
-func (t *services) removeVIPs(s *Service, keep map[vip]bool) {
-	if s == nil {
-		return
-	}
-	for _, a := range s.VIPs {
-		v := vip{wire.AddrFrom(a), s.Port, s.Protocol}
-		if !keep[v] {
-			delete(t.own, v)
-			t.shard(&v.addr).remove(v)
-		}
-	}
-}
-
-// backends are the endpoints of one family that the policy Local or Cluster gives.
-func (s *Service) backends(v6, local bool) backends {
-	b := backends{}
-	for _, e := range s.Endpoints {
-		if takes := local && e.Local || !local && e.Cluster; takes && e.Addr.Is6() == v6 {
-			b = append(b, flow.Endpoint{Addr: wire.AddrFrom(e.Addr), Port: e.Port, ID: e.ID})
-		}
-	}
-	return b
-}
-
-// place is an endpoint as flows see it. The same pod at another port is another
-// place: the flows to the first lead nowhere.
-type place struct {
-	addr netip.Addr
-	port uint16
-	id   uint64
-}
-
-// endpointsGone lists what prev sent to and next does not; either may be nil. An
-// endpoint that stays is gone all the same for a VIP that does not.
-func endpointsGone(prev, next *Service) []Gone {
-	if prev == nil {
-		return nil
-	}
-	takesNew, listed := make(map[place]bool), make(map[uint64]bool)
-	var vips []netip.Addr // that stay
-	if next != nil && next.Protocol == prev.Protocol && next.Port == prev.Port {
-		vips = next.VIPs
-		for _, e := range next.Endpoints {
-			listed[e.ID] = true
-			if e.takesNew() {
-				takesNew[place{e.Addr, e.Port, e.ID}] = true
-			}
-		}
-	}
-	var gone []Gone
-	for _, e := range prev.Endpoints {
-		if !e.takesNew() {
-			continue
-		}
-		stays := takesNew[place{e.Addr, e.Port, e.ID}]
-		g := Gone{
-			Endpoint: e.ID, Service: prev.ServiceKey, Protocol: prev.Protocol, Port: prev.Port, Removed: !listed[e.ID],
-		}
-		for _, a := range prev.VIPs {
-			if a.Is6() == e.Addr.Is6() && !(stays && slices.Contains(vips, a)) {
-				g.VIPs = append(g.VIPs, a)
-			}
-		}
-		if !stays || g.VIPs != nil {
-			gone = append(gone, g)
-		}
-	}
-	return gone
-}
-
-// clone detaches a service from the caller's slices.
+// clone detaches a service from the caller's slices, and sorts its endpoints.
 func (s *Service) clone() *Service {
 	c := *s
 	c.VIPs = slices.Clone(s.VIPs)
@@ -352,5 +130,19 @@ func (s *Service) clone() *Service {
 		c.Proxy = new(*s.Proxy)
 	}
 	c.Endpoints = slices.Clone(s.Endpoints)
+	slices.SortFunc(c.Endpoints, func(a, b Endpoint) int { return a.compare(&b) })
 	return &c
+}
+
+// addresses are all at which Port is served.
+func (s *Service) addresses() iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, as := range [][]netip.Addr{s.VIPs, s.LoadBalancerIPs, s.ExternalIPs} {
+			for _, a := range as {
+				if !yield(a) {
+					return
+				}
+			}
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,30 +47,230 @@ func newTestGateway(t testing.TB, change func(*Config)) *Gateway {
 	return g
 }
 
-func TestPickIsUniform(t *testing.T) {
-	g := newTestGateway(t, nil)
-	const endpoints, picks = 16, 160_000
-	if err := g.PutService(web(endpoints)); err != nil {
-		t.Fatal(err)
+// chiSquare of how often each of n equally likely endpoints was seen.
+func chiSquare(counts map[flow.Endpoint]int, n int) float64 {
+	total, chi2 := 0, 0.0
+	for _, c := range counts {
+		total += c
 	}
-	for _, vip := range []netip.Addr{vip4, vip6} {
-		counts := make(map[flow.Endpoint]int)
-		for range picks {
-			ep, r := g.Pick(keyTo(vip, 80, wire.ProtoTCP), nil)
-			if r != drop.None || ep.Addr.Is4() != vip.Is4() || ep.Port != 8080 {
-				t.Fatalf("picked %+v, %v", ep, r)
+	want := float64(total) / float64(n)
+	for _, c := range counts {
+		chi2 += (float64(c) - want) * (float64(c) - want) / want
+	}
+	return chi2 + want*float64(n-len(counts))
+}
+
+// chiSquare15 is the 1-10^-6 quantile of the distribution with 15 degrees of freedom.
+const chiSquare15 = 57.3
+
+// Each protocol, family and way in, with and without affinity: flows spread
+// evenly, those of a thousand clients that keep their endpoint among them.
+func TestPickIsUniform(t *testing.T) {
+	g := newTestGateway(t, func(c *Config) { c.IsNode = func(a netip.Addr) bool { return a == node4 || a == node6 } })
+	const endpoints, clients = 16, 40_000
+	for _, proto := range []uint8{wire.ProtoTCP, wire.ProtoUDP, wire.ProtoSCTP} {
+		for _, affinity := range []time.Duration{0, time.Hour} {
+			s := web(endpoints)
+			s.Protocol, s.NodePort, s.Affinity = proto, 30080, affinity
+			if err := g.PutService(s); err != nil {
+				t.Fatal(err)
 			}
-			counts[ep]++
+			for _, to := range []netip.AddrPort{
+				netip.AddrPortFrom(vip4, 80), netip.AddrPortFrom(vip6, 80),
+				netip.AddrPortFrom(node4, 30080), netip.AddrPortFrom(node6, 30080),
+			} {
+				counts := make(map[flow.Endpoint]int)
+				for i := range clients {
+					k := keyTo(to.Addr(), to.Port(), proto)
+					binary.BigEndian.PutUint32(k.Src[12:], 0x0a_f4_00_00+uint32(i))
+					ep, r := g.Pick(k, nil)
+					if r != drop.None || ep.Addr.Is4() != to.Addr().Is4() || ep.Port != 8080 {
+						t.Fatalf("picked %+v, %v", ep, r)
+					}
+					counts[ep]++
+				}
+				if chi2 := chiSquare(counts, endpoints); chi2 > chiSquare15 {
+					t.Errorf("protocol %d to %v, affinity %v: chi-square %.1f over %d endpoints", proto, to, affinity, chi2, endpoints)
+				}
+			}
 		}
-		var chi2 float64
-		const want = float64(picks) / endpoints
-		for _, n := range counts {
-			chi2 += (float64(n) - want) * (float64(n) - want) / want
+	}
+}
+
+// Endpoints that come and go leave the choice among the rest even.
+func TestPickIsUniformUnderChurn(t *testing.T) {
+	g := newTestGateway(t, nil)
+	const endpoints, rounds, picks = 16, 200, 800
+	counts := make(map[flow.Endpoint]int)
+	for round := range rounds {
+		s := web(endpoints + 1 + round%3) // the first 16 stay
+		if err := g.PutService(s); err != nil {
+			t.Fatal(err)
 		}
-		chi2 += want * float64(endpoints-len(counts))
-		// The 1-10^-6 quantile of the distribution with 15 degrees of freedom.
-		if chi2 > 57.3 {
-			t.Errorf("%v: chi-square %.1f over %d endpoints", vip, chi2, endpoints)
+		for range picks {
+			ep, r := g.Pick(keyTo(vip4, 80, wire.ProtoTCP), nil)
+			if r != drop.None {
+				t.Fatal(r)
+			}
+			if ep.ID < 100+endpoints {
+				counts[ep]++
+			}
+		}
+	}
+	if chi2 := chiSquare(counts, endpoints); chi2 > chiSquare15 {
+		t.Errorf("chi-square %.1f over %d endpoints", chi2, endpoints)
+	}
+}
+
+// Who picks from what, for every combination of the two policies and of where
+// endpoints take flows: kube-proxy's rules. A pod that asks a node port, a load
+// balancer's or an external address takes the short cut to the cluster's endpoints.
+func TestPickByPolicy(t *testing.T) {
+	g := newTestGateway(t, func(c *Config) { c.IsNode = func(a netip.Addr) bool { return a == node4 } })
+	const clusterOnly, localOnly, both, neither = 1, 2, 4, 8 // endpoint ids
+	endpoint := func(id uint64) Endpoint {
+		return Endpoint{
+			Addr: netip.AddrFrom4([4]byte{10, 244, 1, byte(10 + id)}), Port: 8080, ID: id,
+			Cluster: id&(clusterOnly|both) != 0, Local: id&(localOnly|both) != 0,
+		}
+	}
+	lb, external := netip.MustParseAddr("198.51.100.10"), netip.MustParseAddr("198.51.100.11")
+	const cluster, local = clusterOnly | both, localOnly | both
+	for _, internalLocal := range []bool{false, true} {
+		for _, externalLocal := range []bool{false, true} {
+			for present := range uint64(16) { // which of the endpoints there are
+				s := web(0)
+				s.VIPs, s.NodePort = []netip.Addr{vip4}, 30080
+				s.LoadBalancerIPs, s.ExternalIPs = []netip.Addr{lb}, []netip.Addr{external}
+				s.InternalLocal, s.ExternalLocal = internalLocal, externalLocal
+				for _, id := range []uint64{clusterOnly, localOnly, both, neither} {
+					if present&id != 0 {
+						s.Endpoints = append(s.Endpoints, endpoint(id))
+					}
+				}
+				if err := g.PutService(s); err != nil {
+					t.Fatal(err)
+				}
+				pod := func(to netip.Addr, port uint16) func() (flow.Endpoint, drop.Reason) {
+					return func() (flow.Endpoint, drop.Reason) { return g.Pick(keyTo(to, port, wire.ProtoTCP), nil) }
+				}
+				internalSet, externalSet := uint64(cluster), uint64(cluster)
+				if internalLocal {
+					internalSet = local
+				}
+				if externalLocal {
+					externalSet = local
+				}
+				for _, c := range []struct {
+					name string
+					pick func() (flow.Endpoint, drop.Reason)
+					from uint64
+				}{
+					{"pod to ClusterIP", pod(vip4, 80), internalSet},
+					{"pod to load balancer", pod(lb, 80), cluster},
+					{"pod to external address", pod(external, 80), cluster},
+					{"pod to node port", pod(node4, 30080), cluster},
+					{"client outside", func() (flow.Endpoint, drop.Reason) {
+						client := wire.AddrFrom(netip.MustParseAddr("203.0.113.9"))
+						return g.services.all[s.ServiceKey].external[0].pick(&client, 0)
+					}, externalSet},
+				} {
+					want, seen := present&c.from, uint64(0)
+					for range 64 {
+						ep, r := c.pick()
+						if (r == drop.NoEndpoint) != (want == 0) || r != drop.None && r != drop.NoEndpoint {
+							t.Fatalf("%s, internal local %v, external local %v, endpoints %04b: %v", c.name, internalLocal, externalLocal, present, r)
+						}
+						seen |= ep.ID
+					}
+					if seen != want {
+						t.Errorf("%s, internal local %v, external local %v, endpoints %04b: got %04b, want %04b",
+							c.name, internalLocal, externalLocal, present, seen, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A service's own address and port come before a node port, and a node port is
+// one at nodes' addresses alone.
+func TestPrecedenceOfAddresses(t *testing.T) {
+	g := newTestGateway(t, func(c *Config) { c.IsNode = func(a netip.Addr) bool { return a == node4 } })
+	byPort, byAddr := web(1), web(1)
+	byPort.Name, byPort.NodePort, byPort.Endpoints[0].ID = "by-port", 30080, 1
+	byAddr.Name, byAddr.VIPs, byAddr.ExternalIPs, byAddr.Port, byAddr.Endpoints[0].ID = "by-addr", nil, []netip.Addr{node4}, 30080, 2
+	picked := func(a netip.Addr, port uint16) string {
+		ep, r := g.Pick(keyTo(a, port, wire.ProtoTCP), nil)
+		return fmt.Sprint(ep.ID, " ", r)
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+		want string // at the node's address and port 30080
+	}{
+		{"no service", func() error { return nil }, "0 no-service"},
+		{"a node port", func() error { return g.PutService(byPort) }, "1 none"},
+		{"a service at the address", func() error { return g.PutService(byAddr) }, "2 none"},
+		{"the node port again", func() error { return g.PutService(byPort) }, "2 none"},
+		{"the service at the address gone", func() error { return g.DeleteService(byAddr.ServiceKey) }, "1 none"},
+		{"another node port", func() error { byPort.NodePort = 30081; return g.PutService(byPort) }, "0 no-service"},
+		{"the first one back", func() error { byPort.NodePort = 30080; return g.PutService(byPort) }, "1 none"},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if got := picked(node4, 30080); got != step.want {
+			t.Errorf("%s: %s, want %s", step.name, got, step.want)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		addr netip.Addr
+		port uint16
+	}{
+		{"a VIP at the node port", vip4, 30080},
+		{"a node's address at the service's port", node4, 80},
+		{"a node port of the other family, which has no node here", node6, 30080},
+	} {
+		if got := picked(c.addr, c.port); got != "0 no-service" {
+			t.Errorf("%s: %s, want no-service", c.name, got)
+		}
+	}
+	if g.HasVIP(new(wire.AddrFrom(node4))) {
+		t.Error("the external address stayed when its service went")
+	}
+}
+
+// At a load balancer's address, source ranges hold for pods too; nowhere else.
+func TestSourceRanges(t *testing.T) {
+	g := newTestGateway(t, nil)
+	s := web(1)
+	s.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("198.51.100.10"), netip.MustParseAddr("2001:db8:1::10")}
+	s.ExternalIPs = []netip.Addr{netip.MustParseAddr("198.51.100.11")}
+	for _, c := range []struct {
+		name   string
+		ranges []netip.Prefix
+		lb     [2]drop.Reason // IPv4, IPv6
+	}{
+		{"none", nil, [2]drop.Reason{drop.None, drop.None}},
+		{"the pod's", []netip.Prefix{netip.PrefixFrom(pod4, 24).Masked(), netip.PrefixFrom(pod6, 64).Masked()}, [2]drop.Reason{drop.None, drop.None}},
+		{"the pod's in one family", []netip.Prefix{netip.PrefixFrom(pod4, 32)}, [2]drop.Reason{drop.None, drop.SourceRange}},
+		{"another", []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}, [2]drop.Reason{drop.SourceRange, drop.SourceRange}},
+	} {
+		s.SourceRanges = c.ranges
+		if err := g.PutService(s); err != nil {
+			t.Fatal(err)
+		}
+		for i, a := range s.LoadBalancerIPs {
+			if _, r := g.Pick(keyTo(a, 80, wire.ProtoTCP), nil); r != c.lb[i] {
+				t.Errorf("%s: %v: %v, want %v", c.name, a, r, c.lb[i])
+			}
+		}
+		for _, a := range []netip.Addr{vip4, vip6, s.ExternalIPs[0]} {
+			if _, r := g.Pick(keyTo(a, 80, wire.ProtoTCP), nil); r != drop.None {
+				t.Errorf("%s: %v: %v", c.name, a, r)
+			}
 		}
 	}
 }
@@ -208,7 +409,7 @@ func TestEndpointsGoneAreReported(t *testing.T) {
 		{"a VIP gone", []netip.Addr{vip4}, append(unready(all[2:3]), all[3:]...),
 			[]string{"101 [fd00:10:96::80] removed=false", "102 [fd00:10:96::80] removed=false"}},
 		{"another port", []netip.Addr{vip4}, elsewhere,
-			[]string{"101 [] removed=true", "102 [10.96.0.80] removed=false", "102 [] removed=false"}},
+			[]string{"101 [10.96.0.80] removed=true", "101 [] removed=true", "102 [10.96.0.80] removed=false", "102 [] removed=false"}},
 		{"deleted", nil, nil, []string{"102 [10.96.0.80] removed=true", "102 [] removed=true"}},
 	} {
 		got = nil
