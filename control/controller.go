@@ -54,6 +54,7 @@ type Controller struct {
 	log    *slog.Logger
 	wake   chan struct{} // holds one token when there is something new
 	synced chan struct{} // closed when the first full list is programmed
+	names  *Names
 
 	mu      sync.Mutex
 	objects *Objects
@@ -67,11 +68,13 @@ func NewController(cfg ControllerConfig) *Controller {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Controller{
+	c := &Controller{
 		cfg: cfg, log: cfg.Log,
 		wake: make(chan struct{}, 1), synced: make(chan struct{}),
-		objects: NewObjects(cfg.Self),
+		objects: NewObjects(cfg.Self), names: newNames(),
 	}
+	c.objects.names = c.names
+	return c
 }
 
 // Restore starts from the objects of the last good snapshot, before Run and
@@ -130,6 +133,10 @@ func (c *Controller) List(kind Kind) []Object {
 	defer c.mu.Unlock()
 	return c.objects.List(kind)
 }
+
+// Names is the zone of the cluster as DNS asks it, from the objects as last seen. It
+// stays the same value, and may be used from any goroutine.
+func (c *Controller) Names() *Names { return c.names }
 
 // Live reports whether a node counts as live, see Objects.Live.
 func (c *Controller) Live(node string) bool {
@@ -217,7 +224,13 @@ func (c *Controller) pass(rec *Reconciler, known map[Problem]bool, now time.Time
 			rec.Want(want)
 		}
 	}
-	return earliest(rec.Step(now), deadline)
+	next := rec.Step(now)
+	if !rec.Holding() {
+		c.mu.Lock()
+		c.objects.trimNames()
+		c.mu.Unlock()
+	}
+	return earliest(next, deadline)
 }
 
 // report logs problems when they come, not as long as they stay.

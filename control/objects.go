@@ -50,6 +50,9 @@ type Objects struct {
 	podPrefixes    *bart.Lite            // of all nodes
 
 	doubles []Problem // services left out by the last State
+
+	names      *Names // nil: nobody asks
+	namesStale bool   // it may know services that are not in the set
 }
 
 type objectName struct{ namespace, name string }
@@ -101,6 +104,7 @@ func (o *Objects) Reset(all []Object, now time.Time) {
 	old := *o
 	*o = *NewObjects(old.self)
 	o.now, o.away, o.doubt, o.nodesDirty = old.now, old.away, old.doubt, true
+	o.names, o.namesStale = old.names, true
 	for _, obj := range all {
 		o.Put(obj)
 	}
@@ -197,6 +201,7 @@ func (o *Objects) Delete(key Key) {
 		o.removePod(key)
 	case KindService:
 		delete(o.services, objectName{key.Scope, key.Name})
+		o.namesStale = true
 		if m := o.inspace[key.Scope]; m != nil {
 			if delete(m, key.Name); len(m) == 0 {
 				delete(o.inspace, key.Scope)
@@ -275,9 +280,10 @@ func (o *Objects) State() State {
 		o.slicesDirty = false
 	}
 	s := State{Tunnels: slices.Clone(o.tunnels)}
-	for _, e := range o.services {
+	for key, e := range o.services {
 		if e.dirty {
 			o.compileService(e)
+			o.compileNames(key, e)
 			e.dirty = false
 		}
 		s.Services = append(s.Services, e.compiled...)
