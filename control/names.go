@@ -215,7 +215,10 @@ func (o *Objects) eachSliceEndpoint(e *serviceEntry, f func(a netip.Addr, hostna
 		}
 		for i := range s.Endpoints {
 			ep := &s.Endpoints[i]
-			ready, _, _ := sliceConditions(ep.Conditions)
+			if len(ep.Addresses) == 0 {
+				continue
+			}
+			ready, _, _ := sliceConditions(&ep.Conditions)
 			if ep.NodeName != nil {
 				e.nodes[*ep.NodeName] = true
 				ready = ready && o.Live(*ep.NodeName)
@@ -227,17 +230,15 @@ func (o *Objects) eachSliceEndpoint(e *serviceEntry, f func(a netip.Addr, hostna
 			if ep.Hostname != nil {
 				hostname = *ep.Hostname
 			}
-			for _, text := range ep.Addresses {
-				a, err := endpointAddr(s.AddressType, text)
-				if err == nil {
-					err = o.refuseEndpoint(a)
-				}
-				if err != nil {
-					e.problem(KeyOf(s), "endpoint gets no name: %v", err)
-					continue
-				}
-				f(a, hostname, ports)
+			a, err := endpointAddr(s.AddressType, ep.Addresses[0]) // the others mean nothing (discovery/v1)
+			if err == nil {
+				err = o.refuseEndpoint(a)
 			}
+			if err != nil {
+				e.problem(KeyOf(s), "endpoint gets no name: %v", err)
+				continue
+			}
+			f(a, hostname, ports)
 		}
 	}
 }
