@@ -22,7 +22,10 @@ type Self struct {
 	LoadBalancerCIDRs []netip.Prefix // from which the store gives LoadBalancers addresses; no endpoint may lie in one
 	NodesBalance      bool           // a LoadBalancer without an address is served at those of the nodes
 	AllowExternalIPs  bool           // spec.externalIPs are programmed
-	NameServers       []netip.Addr   // that pods ask; no service's outside address may be one
+
+	// IsNameServer reports whether pods ask a server at an address: no service's
+	// outside address may be one. Nil: none is known.
+	IsNameServer func(netip.Addr) bool
 }
 
 // ControllerConfig configures a Controller. Self and Dataplane are required.

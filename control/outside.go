@@ -113,7 +113,7 @@ func (o *Objects) refuseOthers(a netip.Addr) error {
 	if o.podPrefixes.Contains(a) {
 		return fmt.Errorf("%s lies in a node's pod CIDR; want one that nobody has", a)
 	}
-	if slices.Contains(o.self.NameServers, a) {
+	if o.self.IsNameServer != nil && o.self.IsNameServer(a) {
 		return fmt.Errorf("%s is a name server's; want one that nobody has", a)
 	}
 	return nil

@@ -30,7 +30,7 @@ type table struct {
 var tables = []table{
 	{"nodes", []column{{"NAME", "name"}, {"READY", "ready"}, {"POD CIDRS", "podCIDRs"}, {"UNDERLAY", "underlay"}, {"UDP PORTS", "udpPorts"}, {"VNI", "vni"}, {"VTEP MAC", "vtepMAC"}}},
 	{"pods", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"NODE", "node"}, {"IPS", "ips"}, {"MAC", "mac"}, {"CONTAINER", "containerID"}}},
-	{"services", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "type"}, {"CLUSTER IPS", "clusterIPs"}, {"PORTS", "ports"}}},
+	{"services", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "type"}, {"CLUSTER IPS", "clusterIPs"}, {"EXTERNAL IPS", "externalAddresses"}, {"PORTS", "ports"}}},
 	{"endpoints", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "addressType"}, {"PORTS", "ports"}, {"ENDPOINTS", "endpoints"}}},
 	{"routes", []column{{"DESTINATION", "destination"}, {"KIND", "kind"}, {"VIA", "via"}}},
 	{"flows", []column{{"PROTOCOL", "protocol"}, {"SOURCE", "source"}, {"DESTINATION", "destination"}, {"ANSWERED BY", "answeredBy"}, {"STATE", "state"}, {"FRAMES", "frames"}, {"REPLIES", "replyFrames"}, {"IDLE", "idleSeconds"}}},
@@ -125,7 +125,7 @@ func cell(field string, v any) string {
 func abbreviate(field string, v map[string]any) string {
 	if field == "endpoints" {
 		s := cell("", v["addresses"])
-		if c, ok := v["conditions"].(map[string]any); ok && c["ready"] != true {
+		if policies, ok := v["takesNew"].([]any); ok && len(policies) == 0 {
 			s += "(not serving new)"
 		}
 		return s

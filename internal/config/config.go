@@ -26,6 +26,9 @@ type Config struct {
 
 	ClusterCIDR  []netip.Prefix // pods of all nodes: one prefix a family at most
 	ServiceCIDR  []netip.Prefix // ClusterIPs: likewise
+	LBCIDR       []netip.Prefix // of LoadBalancers: likewise; none: those of the nodes
+	ExternalIPs  bool           // services' spec.externalIPs are served
+	Zone         string         // label topology.kubernetes.io/zone of this node; empty: none
 	NodeBitsV4   int            // prefix length of a node's share of ClusterCIDR
 	NodeBitsV6   int
 	MTUBytes     int  // of pods; zero: what the underlay leaves
@@ -130,6 +133,27 @@ func (c *Config) validatePrefixes() error {
 	for _, service := range c.ServiceCIDR {
 		if !hasFamily(c.ClusterCIDR, service) {
 			return fmt.Errorf("--service-cidr %v: pods have no address of this family; want --cluster-cidr to have one, or leave it out", service)
+		}
+	}
+	return c.validateLBCIDR()
+}
+
+func (c *Config) validateLBCIDR() error {
+	for _, lb := range c.LBCIDR {
+		for _, p := range c.ClusterCIDR {
+			if lb.Overlaps(p) {
+				return fmt.Errorf("--lb-cidr %v: overlaps --cluster-cidr %v; want a prefix of its own", lb, p)
+			}
+		}
+		for _, p := range c.ServiceCIDR {
+			if lb.Overlaps(p) {
+				return fmt.Errorf("--lb-cidr %v: overlaps --service-cidr %v; want a prefix of its own", lb, p)
+			}
+		}
+		for _, a := range c.Underlay {
+			if lb.Contains(a) {
+				return fmt.Errorf("--lb-cidr %v: holds %v, this node's own address; want a prefix without the nodes' addresses", lb, a)
+			}
 		}
 	}
 	return nil

@@ -49,6 +49,16 @@ func parseNode(s string) (string, error) {
 	return s, nil
 }
 
+// zoneName is what Kubernetes allows as a label's value.
+var zoneName = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$`)
+
+func parseZone(s string) (string, error) {
+	if len(s) > 63 || !zoneName.MatchString(s) {
+		return "", errors.New("want a name of letters, digits, '-', '_' and '.', 63 at most")
+	}
+	return s, nil
+}
+
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {

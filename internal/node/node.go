@@ -195,7 +195,7 @@ func (n *node) openTunnel() error {
 	n.onClose(n.tunnel.Close)
 	n.facts = control.NodeFacts{
 		Underlays: n.cfg.Underlay, UDPPorts: n.tunnel.Ports(), VNI: vxlan.DefaultVNI, VTEPMAC: mac,
-		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI),
+		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI), Zone: n.cfg.Zone,
 	}
 	n.dataplane = newDataplane(n.cfg.Node, n.fib, n.flows, n.tunnel)
 	n.ports = newCountedPorts()
@@ -231,7 +231,9 @@ func (n *node) openStore() error {
 		TLS:          tls,
 		Node:         n.cfg.Node,
 		ServiceCIDRs: n.cfg.ServiceCIDR,
-		Log:          n.log,
+
+		LoadBalancerCIDRs: n.cfg.LBCIDR,
+		Log:               n.log,
 	})
 	if err != nil {
 		return err

@@ -110,19 +110,51 @@ type serviceRow struct {
 	Ports                 []corev1.ServicePort `json:"ports"`
 	Selector              map[string]string    `json:"selector,omitempty"`
 	ExternalTrafficPolicy string               `json:"externalTrafficPolicy,omitempty"`
+	ExternalName          string               `json:"externalName,omitempty"`
+	// ExternalAddrs are those that clients outside the cluster use: of its load
+	// balancers and its external ones, as far as they are programmed.
+	ExternalAddrs []string             `json:"externalAddresses,omitempty"`
+	Status        corev1.ServiceStatus `json:"status"`
+	Problems      []string             `json:"problems,omitempty"` // what it asks for that is not done
 }
 
 func (v *view) services() []any {
+	problems := map[control.Key][]string{}
+	for _, p := range v.objects.Problems() {
+		problems[p.Object] = append(problems[p.Object], p.Reason)
+	}
+	balancers, externals := map[control.Key][]netip.Addr{}, map[control.Key][]netip.Addr{}
+	for _, s := range v.objects.Services() {
+		k := control.Key{Kind: control.KindService, Scope: s.Namespace, Name: s.Name}
+		balancers[k] = append(balancers[k], s.LoadBalancerIPs...)
+		externals[k] = append(externals[k], s.ExternalIPs...)
+	}
 	var rows []any
 	for _, o := range v.objects.List(control.KindService) {
 		s := o.(*corev1.Service)
-		rows = append(rows, serviceRow{
+		k := control.KeyOf(s)
+		r := serviceRow{
 			Name: s.Name, Namespace: s.Namespace, Type: string(s.Spec.Type),
 			ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Ports: s.Spec.Ports,
 			Selector: s.Spec.Selector, ExternalTrafficPolicy: string(s.Spec.ExternalTrafficPolicy),
-		})
+			ExternalName: s.Spec.ExternalName, Status: s.Status, Problems: problems[k],
+		}
+		for _, a := range distinct(slices.Concat(balancers[k], externals[k])) {
+			r.ExternalAddrs = append(r.ExternalAddrs, a.String())
+		}
+		if len(s.Status.LoadBalancer.Ingress) == 0 {
+			for _, a := range distinct(balancers[k]) { // the nodes', which no status says
+				r.Status.LoadBalancer.Ingress = append(r.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String()})
+			}
+		}
+		rows = append(rows, r)
 	}
 	return rows
+}
+
+func distinct(addrs []netip.Addr) []netip.Addr {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
 }
 
 // endpointRow is an EndpointSlice's fields, one row for each service port, family
@@ -145,6 +177,20 @@ type endpoint struct {
 	Addresses  []string   `json:"addresses"`
 	NodeName   string     `json:"nodeName,omitempty"`
 	Conditions conditions `json:"conditions"`
+	// TakesNew are the traffic policies under which it takes new connections on
+	// this node: Cluster, Local, both or none.
+	TakesNew []string `json:"takesNew"`
+}
+
+func takesNew(e *control.Endpoint) []string {
+	policies := []string{}
+	if e.Cluster {
+		policies = append(policies, string(corev1.ServiceInternalTrafficPolicyCluster))
+	}
+	if e.Local {
+		policies = append(policies, string(corev1.ServiceInternalTrafficPolicyLocal))
+	}
+	return policies
 }
 
 type conditions struct {
@@ -160,7 +206,7 @@ func (v *view) endpoints() []any {
 		for _, e := range s.Endpoints {
 			byPort[e.Port] = append(byPort[e.Port], endpoint{
 				Addresses: []string{e.Addr.String()}, NodeName: e.Node,
-				Conditions: conditions{e.Ready, e.Serving, e.Terminating},
+				Conditions: conditions{e.Ready, e.Serving, e.Terminating}, TakesNew: takesNew(&e),
 			})
 		}
 		r := endpointRow{Name: s.Name, Namespace: s.Namespace, AddressType: "IPv4", Ports: []endpointPort{}, Endpoints: []endpoint{}}
