@@ -2,7 +2,7 @@
 //
 //	vswitch run          the daemon; package internal/node is what it runs
 //	vswitch store        the embedded store; the daemon starts it
-//	vswitch apply|delete|get|version   clients of the daemon's API
+//	vswitch apply|delete|get|capture|version   clients of the daemon's API
 //
 // It holds no logic of its own: flags in, calls out, text back.
 package main
@@ -39,6 +39,6 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newVersion())
+	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newVersion())
 	return root
 }

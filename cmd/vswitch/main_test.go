@@ -34,9 +34,10 @@ func run(t *testing.T, stdin string, args ...string) (string, error) {
 // fakeDaemon answers with what the test put there, and remembers what it was asked.
 type fakeDaemon struct {
 	apiv1.UnimplementedNodeServer
-	rows    map[string][]string
-	applied []string
-	deleted []string
+	rows     map[string][]string
+	applied  []string
+	deleted  []string
+	captured *apiv1.CaptureRequest
 }
 
 func (f *fakeDaemon) Get(_ context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {

@@ -48,16 +48,31 @@ func (peerCredentials) OverrideServerName(string) error           { return nil }
 
 // authorize refuses every call of a peer that is neither root nor the daemon's user.
 func authorize(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := mayCall(ctx); err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+// authorizeStream is authorize for calls that answer in a stream.
+func authorizeStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if err := mayCall(stream.Context()); err != nil {
+		return err
+	}
+	return next(srv, stream)
+}
+
+func mayCall(ctx context.Context) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "the peer is not known")
+		return status.Error(codes.PermissionDenied, "the peer is not known")
 	}
 	info, ok := p.AuthInfo.(peerInfo)
 	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "the peer is not known")
+		return status.Error(codes.PermissionDenied, "the peer is not known")
 	}
 	if info.err != nil {
-		return nil, status.Error(codes.PermissionDenied, info.err.Error())
+		return status.Error(codes.PermissionDenied, info.err.Error())
 	}
-	return next(ctx, req)
+	return nil
 }

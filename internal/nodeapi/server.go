@@ -60,6 +60,8 @@ type Config struct {
 	// Rows lists what `vswitch get KIND` shows, one value that marshals to a JSON
 	// object a row. An *UnknownKindError is the caller's mistake.
 	Rows func(ctx context.Context, kind string) ([]any, error)
+	// Captures is what Capture is about.
+	Captures Captures
 	// Gateways are those of each family, and the MAC of both, as pods see them.
 	Gateways   []netip.Addr
 	GatewayMAC string
@@ -91,6 +93,9 @@ type Server struct {
 	cfg  Config
 	grpc *grpc.Server
 	done chan error // of grpc.Serve
+	// stopping ends when Close begins: streams have no end of their own.
+	stopping context.Context
+	stop     context.CancelFunc
 }
 
 // Start binds the socket, mode 0600 in a directory made with 0700 if need be,
@@ -107,9 +112,11 @@ func Start(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("--socket %s: %w", cfg.Socket, err)
 	}
 	s := &Server{cfg: cfg, done: make(chan error, 1)}
+	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
 		grpc.ChainUnaryInterceptor(authorize, s.recoverPanic, boundTime),
+		grpc.ChainStreamInterceptor(authorizeStream, s.recoverStreamPanic),
 		grpc.ConnectionTimeout(stopTimeout),
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
 	)
@@ -131,6 +138,7 @@ func makeSocketDir(dir string) error {
 // Close stops listening, lets calls in progress end for a moment, and removes
 // the socket. It is idempotent.
 func (s *Server) Close() error {
+	s.stop()
 	timer := time.AfterFunc(stopTimeout, s.grpc.Stop)
 	defer timer.Stop()
 	s.grpc.GracefulStop()
@@ -156,13 +164,22 @@ func boundTime(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.
 
 // recoverPanic keeps a bug in one call from taking the node's forwarding along.
 func (s *Server) recoverPanic(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.cfg.Log.Error("panic in an API call", "call", info.FullMethod, "err", fmt.Sprint(r), "stack", string(debug.Stack()))
-			err = internal(fmt.Errorf("panic: %v", r))
-		}
-	}()
+	defer s.logPanic(info.FullMethod, &err)
 	return next(ctx, req)
+}
+
+// recoverStreamPanic is recoverPanic for calls that answer in a stream.
+func (s *Server) recoverStreamPanic(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer s.logPanic(info.FullMethod, &err)
+	return next(srv, stream)
+}
+
+// logPanic, deferred, makes a panic the call's error.
+func (s *Server) logPanic(call string, err *error) {
+	if r := recover(); r != nil {
+		s.cfg.Log.Error("panic in an API call", "call", call, "err", fmt.Sprint(r), "stack", string(debug.Stack()))
+		*err = internal(fmt.Errorf("panic: %v", r))
+	}
 }
 
 // Version implements apiv1.NodeServer.

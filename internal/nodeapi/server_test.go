@@ -103,6 +103,7 @@ type bench struct {
 	server      *Server
 	attachments *attachments
 	objects     *objects
+	carrier     *carrier
 	ready       Readiness
 	rows        []any
 	rowsErr     error
@@ -120,6 +121,7 @@ func newBench(t *testing.T) *bench {
 		}},
 		objects: &objects{held: map[control.Key]control.Object{}},
 		socket:  filepath.Join(t.TempDir(), "run", "vswitch.sock"),
+		carrier: newCarrier(t),
 	}
 	b.attachments.reply.State, b.attachments.reply.Token = attach.Attached, ""
 	var err error
@@ -142,7 +144,7 @@ func (b *bench) config() Config {
 		Ready:      func() Readiness { return b.ready },
 		Rows:       func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
 		Gateways:   []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")},
-		GatewayMAC: "02:76:73:77:00:01", Log: slog.New(slog.DiscardHandler),
+		GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -216,6 +218,11 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 	defer client.Close()
 	_, err = apiv1.NewNodeClient(client).Version(t.Context(), &apiv1.VersionRequest{})
+	wantCode(t, err, codes.PermissionDenied, "65534")
+	stream, err := apiv1.NewNodeClient(client).Capture(t.Context(), &apiv1.CaptureRequest{})
+	if err == nil {
+		_, err = stream.Recv()
+	}
 	wantCode(t, err, codes.PermissionDenied, "65534")
 }
 

@@ -10,6 +10,7 @@ import (
 	"vswitch/control"
 	"vswitch/control/ipam"
 	"vswitch/internal/attach"
+	"vswitch/internal/pcapfilter"
 )
 
 // statusOf is an error as vswitch.proto promises it to callers.
@@ -25,10 +26,11 @@ func codeOf(err error) codes.Code {
 		badRequest *attach.InvalidError
 		badObject  *control.InvalidError
 		badKind    *UnknownKindError
+		badFilter  *pcapfilter.Error
 		conflict   *control.ConflictError
 	)
 	switch {
-	case errors.As(err, &badRequest), errors.As(err, &badObject), errors.As(err, &badKind):
+	case errors.As(err, &badRequest), errors.As(err, &badObject), errors.As(err, &badKind), errors.As(err, &badFilter):
 		return codes.InvalidArgument
 	case errors.Is(err, attach.ErrExists):
 		return codes.AlreadyExists

@@ -170,7 +170,10 @@ type Attachment struct {
 	// The daemon holds the queues now. False: pending, or lost in a restart.
 	Attached bool `protobuf:"varint,9,opt,name=attached,proto3" json:"attached,omitempty"`
 	// In ListAttachments: the token with which to send the queues. Good for one use.
-	Token         string `protobuf:"bytes,10,opt,name=token,proto3" json:"token,omitempty"`
+	Token        string         `protobuf:"bytes,10,opt,name=token,proto3" json:"token,omitempty"`
+	PortMappings []*PortMapping `protobuf:"bytes,11,rep,name=port_mappings,json=portMappings,proto3" json:"port_mappings,omitempty"`
+	// As in AddPodRequest.
+	Host          bool `protobuf:"varint,12,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -275,6 +278,20 @@ func (x *Attachment) GetToken() string {
 	return ""
 }
 
+func (x *Attachment) GetPortMappings() []*PortMapping {
+	if x != nil {
+		return x.PortMappings
+	}
+	return nil
+}
+
+func (x *Attachment) GetHost() bool {
+	if x != nil {
+		return x.Host
+	}
+	return false
+}
+
 // Pod is whose attachment it is.
 type Pod struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -350,8 +367,13 @@ type AddPodRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   *AttachmentKey         `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// Path of the pod's network namespace, absolute. The daemon never opens it.
-	Netns         string `protobuf:"bytes,2,opt,name=netns,proto3" json:"netns,omitempty"`
-	Pod           *Pod   `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	Netns string `protobuf:"bytes,2,opt,name=netns,proto3" json:"netns,omitempty"`
+	Pod   *Pod   `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	// Ports of the host that lead to this pod.
+	PortMappings []*PortMapping `protobuf:"bytes,4,rep,name=port_mappings,json=portMappings,proto3" json:"port_mappings,omitempty"`
+	// The namespace is a host's, with a network of its own: it gets routes to the
+	// cluster's and the services' ranges only (AddPodReply.routes).
+	Host          bool `protobuf:"varint,5,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -407,6 +429,92 @@ func (x *AddPodRequest) GetPod() *Pod {
 	return nil
 }
 
+func (x *AddPodRequest) GetPortMappings() []*PortMapping {
+	if x != nil {
+		return x.PortMappings
+	}
+	return nil
+}
+
+func (x *AddPodRequest) GetHost() bool {
+	if x != nil {
+		return x.Host
+	}
+	return false
+}
+
+// PortMapping is a port of the host that leads to a pod (Kubernetes' hostPort).
+type PortMapping struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 65535.
+	HostPort      uint32 `protobuf:"varint,1,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	ContainerPort uint32 `protobuf:"varint,2,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	// "tcp" or "udp".
+	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// The one address of the host that it is for; empty: all of them.
+	HostIp        string `protobuf:"bytes,4,opt,name=host_ip,json=hostIp,proto3" json:"host_ip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortMapping) Reset() {
+	*x = PortMapping{}
+	mi := &file_vswitch_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortMapping) ProtoMessage() {}
+
+func (x *PortMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortMapping.ProtoReflect.Descriptor instead.
+func (*PortMapping) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PortMapping) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *PortMapping) GetContainerPort() uint32 {
+	if x != nil {
+		return x.ContainerPort
+	}
+	return 0
+}
+
+func (x *PortMapping) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *PortMapping) GetHostIp() string {
+	if x != nil {
+		return x.HostIp
+	}
+	return ""
+}
+
 type AddPodReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Addresses to put on the interface: at most one /32 and one /128, at least one.
@@ -427,14 +535,16 @@ type AddPodReply struct {
 	// Frames the TAP holds while nobody reads it; 0: leave the kernel's.
 	TxQueueFrames uint32 `protobuf:"varint,9,opt,name=tx_queue_frames,json=txQueueFrames,proto3" json:"tx_queue_frames,omitempty"`
 	// Make the TAP without a virtio-net header, so without any offload.
-	Plain         bool `protobuf:"varint,10,opt,name=plain,proto3" json:"plain,omitempty"`
+	Plain bool `protobuf:"varint,10,opt,name=plain,proto3" json:"plain,omitempty"`
+	// Prefixes to route to the gateway; none: everything.
+	Routes        []string `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddPodReply) Reset() {
 	*x = AddPodReply{}
-	mi := &file_vswitch_proto_msgTypes[4]
+	mi := &file_vswitch_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +556,7 @@ func (x *AddPodReply) String() string {
 func (*AddPodReply) ProtoMessage() {}
 
 func (x *AddPodReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[4]
+	mi := &file_vswitch_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +569,7 @@ func (x *AddPodReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPodReply.ProtoReflect.Descriptor instead.
 func (*AddPodReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{4}
+	return file_vswitch_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AddPodReply) GetIps() []string {
@@ -532,6 +642,13 @@ func (x *AddPodReply) GetPlain() bool {
 	return false
 }
 
+func (x *AddPodReply) GetRoutes() []string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
 type DelPodRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *AttachmentKey         `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -541,7 +658,7 @@ type DelPodRequest struct {
 
 func (x *DelPodRequest) Reset() {
 	*x = DelPodRequest{}
-	mi := &file_vswitch_proto_msgTypes[5]
+	mi := &file_vswitch_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +670,7 @@ func (x *DelPodRequest) String() string {
 func (*DelPodRequest) ProtoMessage() {}
 
 func (x *DelPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[5]
+	mi := &file_vswitch_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +683,7 @@ func (x *DelPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelPodRequest.ProtoReflect.Descriptor instead.
 func (*DelPodRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{5}
+	return file_vswitch_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DelPodRequest) GetKey() *AttachmentKey {
@@ -584,7 +701,7 @@ type DelPodReply struct {
 
 func (x *DelPodReply) Reset() {
 	*x = DelPodReply{}
-	mi := &file_vswitch_proto_msgTypes[6]
+	mi := &file_vswitch_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +713,7 @@ func (x *DelPodReply) String() string {
 func (*DelPodReply) ProtoMessage() {}
 
 func (x *DelPodReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[6]
+	mi := &file_vswitch_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +726,7 @@ func (x *DelPodReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelPodReply.ProtoReflect.Descriptor instead.
 func (*DelPodReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{6}
+	return file_vswitch_proto_rawDescGZIP(), []int{7}
 }
 
 type CheckPodRequest struct {
@@ -621,7 +738,7 @@ type CheckPodRequest struct {
 
 func (x *CheckPodRequest) Reset() {
 	*x = CheckPodRequest{}
-	mi := &file_vswitch_proto_msgTypes[7]
+	mi := &file_vswitch_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +750,7 @@ func (x *CheckPodRequest) String() string {
 func (*CheckPodRequest) ProtoMessage() {}
 
 func (x *CheckPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[7]
+	mi := &file_vswitch_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +763,7 @@ func (x *CheckPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPodRequest.ProtoReflect.Descriptor instead.
 func (*CheckPodRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{7}
+	return file_vswitch_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CheckPodRequest) GetKey() *AttachmentKey {
@@ -669,7 +786,7 @@ type CheckPodReply struct {
 
 func (x *CheckPodReply) Reset() {
 	*x = CheckPodReply{}
-	mi := &file_vswitch_proto_msgTypes[8]
+	mi := &file_vswitch_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +798,7 @@ func (x *CheckPodReply) String() string {
 func (*CheckPodReply) ProtoMessage() {}
 
 func (x *CheckPodReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[8]
+	mi := &file_vswitch_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +811,7 @@ func (x *CheckPodReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPodReply.ProtoReflect.Descriptor instead.
 func (*CheckPodReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{8}
+	return file_vswitch_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckPodReply) GetAttachment() *Attachment {
@@ -726,7 +843,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_vswitch_proto_msgTypes[9]
+	mi := &file_vswitch_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +855,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[9]
+	mi := &file_vswitch_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +868,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{9}
+	return file_vswitch_proto_rawDescGZIP(), []int{10}
 }
 
 type StatusReply struct {
@@ -767,7 +884,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_vswitch_proto_msgTypes[10]
+	mi := &file_vswitch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +896,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[10]
+	mi := &file_vswitch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +909,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{10}
+	return file_vswitch_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StatusReply) GetReady() bool {
@@ -828,7 +945,7 @@ type GCRequest struct {
 
 func (x *GCRequest) Reset() {
 	*x = GCRequest{}
-	mi := &file_vswitch_proto_msgTypes[11]
+	mi := &file_vswitch_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +957,7 @@ func (x *GCRequest) String() string {
 func (*GCRequest) ProtoMessage() {}
 
 func (x *GCRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[11]
+	mi := &file_vswitch_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +970,7 @@ func (x *GCRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
 func (*GCRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{11}
+	return file_vswitch_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GCRequest) GetNetwork() string {
@@ -881,7 +998,7 @@ type GCReply struct {
 
 func (x *GCReply) Reset() {
 	*x = GCReply{}
-	mi := &file_vswitch_proto_msgTypes[12]
+	mi := &file_vswitch_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1010,7 @@ func (x *GCReply) String() string {
 func (*GCReply) ProtoMessage() {}
 
 func (x *GCReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[12]
+	mi := &file_vswitch_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1023,7 @@ func (x *GCReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCReply.ProtoReflect.Descriptor instead.
 func (*GCReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{12}
+	return file_vswitch_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GCReply) GetRemoved() []*Attachment {
@@ -933,7 +1050,7 @@ type GCFailure struct {
 
 func (x *GCFailure) Reset() {
 	*x = GCFailure{}
-	mi := &file_vswitch_proto_msgTypes[13]
+	mi := &file_vswitch_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1062,7 @@ func (x *GCFailure) String() string {
 func (*GCFailure) ProtoMessage() {}
 
 func (x *GCFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[13]
+	mi := &file_vswitch_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1075,7 @@ func (x *GCFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCFailure.ProtoReflect.Descriptor instead.
 func (*GCFailure) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{13}
+	return file_vswitch_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GCFailure) GetKey() *AttachmentKey {
@@ -985,7 +1102,7 @@ type ListAttachmentsRequest struct {
 
 func (x *ListAttachmentsRequest) Reset() {
 	*x = ListAttachmentsRequest{}
-	mi := &file_vswitch_proto_msgTypes[14]
+	mi := &file_vswitch_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1114,7 @@ func (x *ListAttachmentsRequest) String() string {
 func (*ListAttachmentsRequest) ProtoMessage() {}
 
 func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[14]
+	mi := &file_vswitch_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1127,7 @@ func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttachmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAttachmentsRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{14}
+	return file_vswitch_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListAttachmentsRequest) GetDetachedOnly() bool {
@@ -1029,7 +1146,7 @@ type ListAttachmentsReply struct {
 
 func (x *ListAttachmentsReply) Reset() {
 	*x = ListAttachmentsReply{}
-	mi := &file_vswitch_proto_msgTypes[15]
+	mi := &file_vswitch_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1158,7 @@ func (x *ListAttachmentsReply) String() string {
 func (*ListAttachmentsReply) ProtoMessage() {}
 
 func (x *ListAttachmentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[15]
+	mi := &file_vswitch_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1171,7 @@ func (x *ListAttachmentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttachmentsReply.ProtoReflect.Descriptor instead.
 func (*ListAttachmentsReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{15}
+	return file_vswitch_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListAttachmentsReply) GetAttachments() []*Attachment {
@@ -1074,7 +1191,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_vswitch_proto_msgTypes[16]
+	mi := &file_vswitch_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1203,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[16]
+	mi := &file_vswitch_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1216,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{16}
+	return file_vswitch_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -1119,7 +1236,7 @@ type ApplyReply struct {
 
 func (x *ApplyReply) Reset() {
 	*x = ApplyReply{}
-	mi := &file_vswitch_proto_msgTypes[17]
+	mi := &file_vswitch_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1248,7 @@ func (x *ApplyReply) String() string {
 func (*ApplyReply) ProtoMessage() {}
 
 func (x *ApplyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[17]
+	mi := &file_vswitch_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1261,7 @@ func (x *ApplyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyReply.ProtoReflect.Descriptor instead.
 func (*ApplyReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{17}
+	return file_vswitch_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ApplyReply) GetResults() []*ObjectResult {
@@ -1169,7 +1286,7 @@ type ObjectResult struct {
 
 func (x *ObjectResult) Reset() {
 	*x = ObjectResult{}
-	mi := &file_vswitch_proto_msgTypes[18]
+	mi := &file_vswitch_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1298,7 @@ func (x *ObjectResult) String() string {
 func (*ObjectResult) ProtoMessage() {}
 
 func (x *ObjectResult) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[18]
+	mi := &file_vswitch_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1311,7 @@ func (x *ObjectResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectResult.ProtoReflect.Descriptor instead.
 func (*ObjectResult) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{18}
+	return file_vswitch_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ObjectResult) GetKind() string {
@@ -1245,7 +1362,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_vswitch_proto_msgTypes[19]
+	mi := &file_vswitch_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1374,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[19]
+	mi := &file_vswitch_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1387,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{19}
+	return file_vswitch_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -1302,7 +1419,7 @@ type DeleteReply struct {
 
 func (x *DeleteReply) Reset() {
 	*x = DeleteReply{}
-	mi := &file_vswitch_proto_msgTypes[20]
+	mi := &file_vswitch_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1431,7 @@ func (x *DeleteReply) String() string {
 func (*DeleteReply) ProtoMessage() {}
 
 func (x *DeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[20]
+	mi := &file_vswitch_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1444,7 @@ func (x *DeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReply.ProtoReflect.Descriptor instead.
 func (*DeleteReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{20}
+	return file_vswitch_proto_rawDescGZIP(), []int{21}
 }
 
 type GetRequest struct {
@@ -1340,7 +1457,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_vswitch_proto_msgTypes[21]
+	mi := &file_vswitch_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1469,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[21]
+	mi := &file_vswitch_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1482,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{21}
+	return file_vswitch_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -1385,7 +1502,7 @@ type GetReply struct {
 
 func (x *GetReply) Reset() {
 	*x = GetReply{}
-	mi := &file_vswitch_proto_msgTypes[22]
+	mi := &file_vswitch_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1514,7 @@ func (x *GetReply) String() string {
 func (*GetReply) ProtoMessage() {}
 
 func (x *GetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[22]
+	mi := &file_vswitch_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,12 +1527,298 @@ func (x *GetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReply.ProtoReflect.Descriptor instead.
 func (*GetReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{22}
+	return file_vswitch_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetReply) GetRows() [][]byte {
 	if x != nil {
 		return x.Rows
+	}
+	return nil
+}
+
+type CaptureRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/name": only what enters or leaves by this pod's interface.
+	Pod string `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	// Only frames that are dropped.
+	Drops bool `protobuf:"varint,2,opt,name=drops,proto3" json:"drops,omitempty"`
+	// Only what comes from and goes to other nodes. At most one of the three.
+	Tunnel bool `protobuf:"varint,3,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	// In tcpdump's language, as far as internal/pcapfilter has it; empty: all.
+	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Bytes kept of each frame; 0: all.
+	SnapBytes uint32 `protobuf:"varint,5,opt,name=snap_bytes,json=snapBytes,proto3" json:"snap_bytes,omitempty"`
+	// End after so many frames, or so many milliseconds; 0: no bound.
+	MaxPackets      uint64 `protobuf:"varint,6,opt,name=max_packets,json=maxPackets,proto3" json:"max_packets,omitempty"`
+	MaxMilliseconds uint64 `protobuf:"varint,7,opt,name=max_milliseconds,json=maxMilliseconds,proto3" json:"max_milliseconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CaptureRequest) Reset() {
+	*x = CaptureRequest{}
+	mi := &file_vswitch_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureRequest) ProtoMessage() {}
+
+func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
+func (*CaptureRequest) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CaptureRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetDrops() bool {
+	if x != nil {
+		return x.Drops
+	}
+	return false
+}
+
+func (x *CaptureRequest) GetTunnel() bool {
+	if x != nil {
+		return x.Tunnel
+	}
+	return false
+}
+
+func (x *CaptureRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetSnapBytes() uint32 {
+	if x != nil {
+		return x.SnapBytes
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetMaxPackets() uint64 {
+	if x != nil {
+		return x.MaxPackets
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetMaxMilliseconds() uint64 {
+	if x != nil {
+		return x.MaxMilliseconds
+	}
+	return 0
+}
+
+type CaptureReply struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Packets []*CapturedPacket      `protobuf:"bytes,1,rep,name=packets,proto3" json:"packets,omitempty"`
+	// In the last reply, when the daemon ends it.
+	Ended bool `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	// So far: frames that passed, were asked for and found no room.
+	Lost          uint64 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureReply) Reset() {
+	*x = CaptureReply{}
+	mi := &file_vswitch_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureReply) ProtoMessage() {}
+
+func (x *CaptureReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureReply.ProtoReflect.Descriptor instead.
+func (*CaptureReply) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CaptureReply) GetPackets() []*CapturedPacket {
+	if x != nil {
+		return x.Packets
+	}
+	return nil
+}
+
+func (x *CaptureReply) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *CaptureReply) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+type CapturedPacket struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since 1970, of the batch that the frame was in.
+	UnixNano int64 `protobuf:"varint,1,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
+	// "namespace/name" of the pod, "tunnel" or "gateway".
+	Interface string `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
+	// Name of the port: a pod's has container and interface as well.
+	Port string `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	// It left the switch by the port; false: it entered.
+	Egress bool `protobuf:"varint,4,opt,name=egress,proto3" json:"egress,omitempty"`
+	// For the tunnel: the node at the other end.
+	Peer string `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Why the frame went no further; empty: it did.
+	Drop string `protobuf:"bytes,6,opt,name=drop,proto3" json:"drop,omitempty"`
+	// For a frame that stands for several: payload bytes of each, and the kind,
+	// such as "tcp4".
+	SegmentBytes uint32 `protobuf:"varint,7,opt,name=segment_bytes,json=segmentBytes,proto3" json:"segment_bytes,omitempty"`
+	SegmentKind  string `protobuf:"bytes,8,opt,name=segment_kind,json=segmentKind,proto3" json:"segment_kind,omitempty"`
+	// Length of the frame.
+	Bytes uint32 `protobuf:"varint,9,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// From the Ethernet header on, as much as was asked for. Its checksums are complete.
+	Data          []byte `protobuf:"bytes,10,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CapturedPacket) Reset() {
+	*x = CapturedPacket{}
+	mi := &file_vswitch_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CapturedPacket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CapturedPacket) ProtoMessage() {}
+
+func (x *CapturedPacket) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CapturedPacket.ProtoReflect.Descriptor instead.
+func (*CapturedPacket) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CapturedPacket) GetUnixNano() int64 {
+	if x != nil {
+		return x.UnixNano
+	}
+	return 0
+}
+
+func (x *CapturedPacket) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *CapturedPacket) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *CapturedPacket) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
+}
+
+func (x *CapturedPacket) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *CapturedPacket) GetDrop() string {
+	if x != nil {
+		return x.Drop
+	}
+	return ""
+}
+
+func (x *CapturedPacket) GetSegmentBytes() uint32 {
+	if x != nil {
+		return x.SegmentBytes
+	}
+	return 0
+}
+
+func (x *CapturedPacket) GetSegmentKind() string {
+	if x != nil {
+		return x.SegmentKind
+	}
+	return ""
+}
+
+func (x *CapturedPacket) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CapturedPacket) GetData() []byte {
+	if x != nil {
+		return x.Data
 	}
 	return nil
 }
@@ -1428,7 +1831,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_vswitch_proto_msgTypes[23]
+	mi := &file_vswitch_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1843,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[23]
+	mi := &file_vswitch_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1856,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{23}
+	return file_vswitch_proto_rawDescGZIP(), []int{27}
 }
 
 type VersionReply struct {
@@ -1468,7 +1871,7 @@ type VersionReply struct {
 
 func (x *VersionReply) Reset() {
 	*x = VersionReply{}
-	mi := &file_vswitch_proto_msgTypes[24]
+	mi := &file_vswitch_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1883,7 @@ func (x *VersionReply) String() string {
 func (*VersionReply) ProtoMessage() {}
 
 func (x *VersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[24]
+	mi := &file_vswitch_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1896,7 @@ func (x *VersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionReply.ProtoReflect.Descriptor instead.
 func (*VersionReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{24}
+	return file_vswitch_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VersionReply) GetVersion() string {
@@ -1533,7 +1936,7 @@ const file_vswitch_proto_rawDesc = "" +
 	"\rAttachmentKey\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x16\n" +
-	"\x06ifname\x18\x03 \x01(\tR\x06ifname\"\x93\x02\n" +
+	"\x06ifname\x18\x03 \x01(\tR\x06ifname\"\xe5\x02\n" +
 	"\n" +
 	"Attachment\x12+\n" +
 	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\x12\x14\n" +
@@ -1546,7 +1949,9 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x05plain\x18\b \x01(\bR\x05plain\x12\x1a\n" +
 	"\battached\x18\t \x01(\bR\battached\x12\x14\n" +
 	"\x05token\x18\n" +
-	" \x01(\tR\x05token\"\xb9\x01\n" +
+	" \x01(\tR\x05token\x12<\n" +
+	"\rport_mappings\x18\v \x03(\v2\x17.vswitch.v1.PortMappingR\fportMappings\x12\x12\n" +
+	"\x04host\x18\f \x01(\bR\x04host\"\xb9\x01\n" +
 	"\x03Pod\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1554,11 +1959,18 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2\x1b.vswitch.v1.Pod.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"u\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x01\n" +
 	"\rAddPodRequest\x12+\n" +
 	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12!\n" +
-	"\x03pod\x18\x03 \x01(\v2\x0f.vswitch.v1.PodR\x03pod\"\x9b\x02\n" +
+	"\x03pod\x18\x03 \x01(\v2\x0f.vswitch.v1.PodR\x03pod\x12<\n" +
+	"\rport_mappings\x18\x04 \x03(\v2\x17.vswitch.v1.PortMappingR\fportMappings\x12\x12\n" +
+	"\x04host\x18\x05 \x01(\bR\x04host\"\x86\x01\n" +
+	"\vPortMapping\x12\x1b\n" +
+	"\thost_port\x18\x01 \x01(\rR\bhostPort\x12%\n" +
+	"\x0econtainer_port\x18\x02 \x01(\rR\rcontainerPort\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x17\n" +
+	"\ahost_ip\x18\x04 \x01(\tR\x06hostIp\"\xb3\x02\n" +
 	"\vAddPodReply\x12\x10\n" +
 	"\x03ips\x18\x01 \x03(\tR\x03ips\x12\x1a\n" +
 	"\bgateways\x18\x02 \x03(\tR\bgateways\x12\x10\n" +
@@ -1571,7 +1983,8 @@ const file_vswitch_proto_rawDesc = "" +
 	"\rgso_max_bytes\x18\b \x01(\rR\vgsoMaxBytes\x12&\n" +
 	"\x0ftx_queue_frames\x18\t \x01(\rR\rtxQueueFrames\x12\x14\n" +
 	"\x05plain\x18\n" +
-	" \x01(\bR\x05plain\"<\n" +
+	" \x01(\bR\x05plain\x12\x16\n" +
+	"\x06routes\x18\v \x03(\tR\x06routes\"<\n" +
 	"\rDelPodRequest\x12+\n" +
 	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\"\r\n" +
 	"\vDelPodReply\">\n" +
@@ -1622,7 +2035,33 @@ const file_vswitch_proto_rawDesc = "" +
 	"GetRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\"\x1e\n" +
 	"\bGetReply\x12\x12\n" +
-	"\x04rows\x18\x01 \x03(\fR\x04rows\"\x10\n" +
+	"\x04rows\x18\x01 \x03(\fR\x04rows\"\xd3\x01\n" +
+	"\x0eCaptureRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x14\n" +
+	"\x05drops\x18\x02 \x01(\bR\x05drops\x12\x16\n" +
+	"\x06tunnel\x18\x03 \x01(\bR\x06tunnel\x12\x16\n" +
+	"\x06filter\x18\x04 \x01(\tR\x06filter\x12\x1d\n" +
+	"\n" +
+	"snap_bytes\x18\x05 \x01(\rR\tsnapBytes\x12\x1f\n" +
+	"\vmax_packets\x18\x06 \x01(\x04R\n" +
+	"maxPackets\x12)\n" +
+	"\x10max_milliseconds\x18\a \x01(\x04R\x0fmaxMilliseconds\"n\n" +
+	"\fCaptureReply\x124\n" +
+	"\apackets\x18\x01 \x03(\v2\x1a.vswitch.v1.CapturedPacketR\apackets\x12\x14\n" +
+	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\x91\x02\n" +
+	"\x0eCapturedPacket\x12\x1b\n" +
+	"\tunix_nano\x18\x01 \x01(\x03R\bunixNano\x12\x1c\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x12\x16\n" +
+	"\x06egress\x18\x04 \x01(\bR\x06egress\x12\x12\n" +
+	"\x04peer\x18\x05 \x01(\tR\x04peer\x12\x12\n" +
+	"\x04drop\x18\x06 \x01(\tR\x04drop\x12#\n" +
+	"\rsegment_bytes\x18\a \x01(\rR\fsegmentBytes\x12!\n" +
+	"\fsegment_kind\x18\b \x01(\tR\vsegmentKind\x12\x14\n" +
+	"\x05bytes\x18\t \x01(\rR\x05bytes\x12\x12\n" +
+	"\x04data\x18\n" +
+	" \x01(\fR\x04data\"\x10\n" +
 	"\x0eVersionRequest\"m\n" +
 	"\fVersionReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
@@ -1634,7 +2073,7 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCHANGE_CREATED\x10\x01\x12\x15\n" +
 	"\x11CHANGE_CONFIGURED\x10\x02\x12\x14\n" +
-	"\x10CHANGE_UNCHANGED\x10\x032\xfe\x04\n" +
+	"\x10CHANGE_UNCHANGED\x10\x032\xc1\x05\n" +
 	"\x04Node\x12<\n" +
 	"\x06AddPod\x12\x19.vswitch.v1.AddPodRequest\x1a\x17.vswitch.v1.AddPodReply\x12<\n" +
 	"\x06DelPod\x12\x19.vswitch.v1.DelPodRequest\x1a\x17.vswitch.v1.DelPodReply\x12B\n" +
@@ -1644,7 +2083,8 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x0fListAttachments\x12\".vswitch.v1.ListAttachmentsRequest\x1a .vswitch.v1.ListAttachmentsReply\x129\n" +
 	"\x05Apply\x12\x18.vswitch.v1.ApplyRequest\x1a\x16.vswitch.v1.ApplyReply\x12<\n" +
 	"\x06Delete\x12\x19.vswitch.v1.DeleteRequest\x1a\x17.vswitch.v1.DeleteReply\x123\n" +
-	"\x03Get\x12\x16.vswitch.v1.GetRequest\x1a\x14.vswitch.v1.GetReply\x12?\n" +
+	"\x03Get\x12\x16.vswitch.v1.GetRequest\x1a\x14.vswitch.v1.GetReply\x12A\n" +
+	"\aCapture\x12\x1a.vswitch.v1.CaptureRequest\x1a\x18.vswitch.v1.CaptureReply0\x01\x12?\n" +
 	"\aVersion\x12\x1a.vswitch.v1.VersionRequest\x1a\x18.vswitch.v1.VersionReplyB\x1eZ\x1cvswitch/control/api/v1;apiv1b\x06proto3"
 
 var (
@@ -1660,77 +2100,86 @@ func file_vswitch_proto_rawDescGZIP() []byte {
 }
 
 var file_vswitch_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_vswitch_proto_goTypes = []any{
 	(Change)(0),                    // 0: vswitch.v1.Change
 	(*AttachmentKey)(nil),          // 1: vswitch.v1.AttachmentKey
 	(*Attachment)(nil),             // 2: vswitch.v1.Attachment
 	(*Pod)(nil),                    // 3: vswitch.v1.Pod
 	(*AddPodRequest)(nil),          // 4: vswitch.v1.AddPodRequest
-	(*AddPodReply)(nil),            // 5: vswitch.v1.AddPodReply
-	(*DelPodRequest)(nil),          // 6: vswitch.v1.DelPodRequest
-	(*DelPodReply)(nil),            // 7: vswitch.v1.DelPodReply
-	(*CheckPodRequest)(nil),        // 8: vswitch.v1.CheckPodRequest
-	(*CheckPodReply)(nil),          // 9: vswitch.v1.CheckPodReply
-	(*StatusRequest)(nil),          // 10: vswitch.v1.StatusRequest
-	(*StatusReply)(nil),            // 11: vswitch.v1.StatusReply
-	(*GCRequest)(nil),              // 12: vswitch.v1.GCRequest
-	(*GCReply)(nil),                // 13: vswitch.v1.GCReply
-	(*GCFailure)(nil),              // 14: vswitch.v1.GCFailure
-	(*ListAttachmentsRequest)(nil), // 15: vswitch.v1.ListAttachmentsRequest
-	(*ListAttachmentsReply)(nil),   // 16: vswitch.v1.ListAttachmentsReply
-	(*ApplyRequest)(nil),           // 17: vswitch.v1.ApplyRequest
-	(*ApplyReply)(nil),             // 18: vswitch.v1.ApplyReply
-	(*ObjectResult)(nil),           // 19: vswitch.v1.ObjectResult
-	(*DeleteRequest)(nil),          // 20: vswitch.v1.DeleteRequest
-	(*DeleteReply)(nil),            // 21: vswitch.v1.DeleteReply
-	(*GetRequest)(nil),             // 22: vswitch.v1.GetRequest
-	(*GetReply)(nil),               // 23: vswitch.v1.GetReply
-	(*VersionRequest)(nil),         // 24: vswitch.v1.VersionRequest
-	(*VersionReply)(nil),           // 25: vswitch.v1.VersionReply
-	nil,                            // 26: vswitch.v1.Pod.LabelsEntry
+	(*PortMapping)(nil),            // 5: vswitch.v1.PortMapping
+	(*AddPodReply)(nil),            // 6: vswitch.v1.AddPodReply
+	(*DelPodRequest)(nil),          // 7: vswitch.v1.DelPodRequest
+	(*DelPodReply)(nil),            // 8: vswitch.v1.DelPodReply
+	(*CheckPodRequest)(nil),        // 9: vswitch.v1.CheckPodRequest
+	(*CheckPodReply)(nil),          // 10: vswitch.v1.CheckPodReply
+	(*StatusRequest)(nil),          // 11: vswitch.v1.StatusRequest
+	(*StatusReply)(nil),            // 12: vswitch.v1.StatusReply
+	(*GCRequest)(nil),              // 13: vswitch.v1.GCRequest
+	(*GCReply)(nil),                // 14: vswitch.v1.GCReply
+	(*GCFailure)(nil),              // 15: vswitch.v1.GCFailure
+	(*ListAttachmentsRequest)(nil), // 16: vswitch.v1.ListAttachmentsRequest
+	(*ListAttachmentsReply)(nil),   // 17: vswitch.v1.ListAttachmentsReply
+	(*ApplyRequest)(nil),           // 18: vswitch.v1.ApplyRequest
+	(*ApplyReply)(nil),             // 19: vswitch.v1.ApplyReply
+	(*ObjectResult)(nil),           // 20: vswitch.v1.ObjectResult
+	(*DeleteRequest)(nil),          // 21: vswitch.v1.DeleteRequest
+	(*DeleteReply)(nil),            // 22: vswitch.v1.DeleteReply
+	(*GetRequest)(nil),             // 23: vswitch.v1.GetRequest
+	(*GetReply)(nil),               // 24: vswitch.v1.GetReply
+	(*CaptureRequest)(nil),         // 25: vswitch.v1.CaptureRequest
+	(*CaptureReply)(nil),           // 26: vswitch.v1.CaptureReply
+	(*CapturedPacket)(nil),         // 27: vswitch.v1.CapturedPacket
+	(*VersionRequest)(nil),         // 28: vswitch.v1.VersionRequest
+	(*VersionReply)(nil),           // 29: vswitch.v1.VersionReply
+	nil,                            // 30: vswitch.v1.Pod.LabelsEntry
 }
 var file_vswitch_proto_depIdxs = []int32{
 	1,  // 0: vswitch.v1.Attachment.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 1: vswitch.v1.Attachment.pod:type_name -> vswitch.v1.Pod
-	26, // 2: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
-	1,  // 3: vswitch.v1.AddPodRequest.key:type_name -> vswitch.v1.AttachmentKey
-	3,  // 4: vswitch.v1.AddPodRequest.pod:type_name -> vswitch.v1.Pod
-	1,  // 5: vswitch.v1.DelPodRequest.key:type_name -> vswitch.v1.AttachmentKey
-	1,  // 6: vswitch.v1.CheckPodRequest.key:type_name -> vswitch.v1.AttachmentKey
-	2,  // 7: vswitch.v1.CheckPodReply.attachment:type_name -> vswitch.v1.Attachment
-	1,  // 8: vswitch.v1.GCRequest.valid:type_name -> vswitch.v1.AttachmentKey
-	2,  // 9: vswitch.v1.GCReply.removed:type_name -> vswitch.v1.Attachment
-	14, // 10: vswitch.v1.GCReply.failed:type_name -> vswitch.v1.GCFailure
-	1,  // 11: vswitch.v1.GCFailure.key:type_name -> vswitch.v1.AttachmentKey
-	2,  // 12: vswitch.v1.ListAttachmentsReply.attachments:type_name -> vswitch.v1.Attachment
-	19, // 13: vswitch.v1.ApplyReply.results:type_name -> vswitch.v1.ObjectResult
-	0,  // 14: vswitch.v1.ObjectResult.change:type_name -> vswitch.v1.Change
-	4,  // 15: vswitch.v1.Node.AddPod:input_type -> vswitch.v1.AddPodRequest
-	6,  // 16: vswitch.v1.Node.DelPod:input_type -> vswitch.v1.DelPodRequest
-	8,  // 17: vswitch.v1.Node.CheckPod:input_type -> vswitch.v1.CheckPodRequest
-	10, // 18: vswitch.v1.Node.Status:input_type -> vswitch.v1.StatusRequest
-	12, // 19: vswitch.v1.Node.GC:input_type -> vswitch.v1.GCRequest
-	15, // 20: vswitch.v1.Node.ListAttachments:input_type -> vswitch.v1.ListAttachmentsRequest
-	17, // 21: vswitch.v1.Node.Apply:input_type -> vswitch.v1.ApplyRequest
-	20, // 22: vswitch.v1.Node.Delete:input_type -> vswitch.v1.DeleteRequest
-	22, // 23: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
-	24, // 24: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
-	5,  // 25: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
-	7,  // 26: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
-	9,  // 27: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
-	11, // 28: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
-	13, // 29: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
-	16, // 30: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
-	18, // 31: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
-	21, // 32: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
-	23, // 33: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
-	25, // 34: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	5,  // 2: vswitch.v1.Attachment.port_mappings:type_name -> vswitch.v1.PortMapping
+	30, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
+	1,  // 4: vswitch.v1.AddPodRequest.key:type_name -> vswitch.v1.AttachmentKey
+	3,  // 5: vswitch.v1.AddPodRequest.pod:type_name -> vswitch.v1.Pod
+	5,  // 6: vswitch.v1.AddPodRequest.port_mappings:type_name -> vswitch.v1.PortMapping
+	1,  // 7: vswitch.v1.DelPodRequest.key:type_name -> vswitch.v1.AttachmentKey
+	1,  // 8: vswitch.v1.CheckPodRequest.key:type_name -> vswitch.v1.AttachmentKey
+	2,  // 9: vswitch.v1.CheckPodReply.attachment:type_name -> vswitch.v1.Attachment
+	1,  // 10: vswitch.v1.GCRequest.valid:type_name -> vswitch.v1.AttachmentKey
+	2,  // 11: vswitch.v1.GCReply.removed:type_name -> vswitch.v1.Attachment
+	15, // 12: vswitch.v1.GCReply.failed:type_name -> vswitch.v1.GCFailure
+	1,  // 13: vswitch.v1.GCFailure.key:type_name -> vswitch.v1.AttachmentKey
+	2,  // 14: vswitch.v1.ListAttachmentsReply.attachments:type_name -> vswitch.v1.Attachment
+	20, // 15: vswitch.v1.ApplyReply.results:type_name -> vswitch.v1.ObjectResult
+	0,  // 16: vswitch.v1.ObjectResult.change:type_name -> vswitch.v1.Change
+	27, // 17: vswitch.v1.CaptureReply.packets:type_name -> vswitch.v1.CapturedPacket
+	4,  // 18: vswitch.v1.Node.AddPod:input_type -> vswitch.v1.AddPodRequest
+	7,  // 19: vswitch.v1.Node.DelPod:input_type -> vswitch.v1.DelPodRequest
+	9,  // 20: vswitch.v1.Node.CheckPod:input_type -> vswitch.v1.CheckPodRequest
+	11, // 21: vswitch.v1.Node.Status:input_type -> vswitch.v1.StatusRequest
+	13, // 22: vswitch.v1.Node.GC:input_type -> vswitch.v1.GCRequest
+	16, // 23: vswitch.v1.Node.ListAttachments:input_type -> vswitch.v1.ListAttachmentsRequest
+	18, // 24: vswitch.v1.Node.Apply:input_type -> vswitch.v1.ApplyRequest
+	21, // 25: vswitch.v1.Node.Delete:input_type -> vswitch.v1.DeleteRequest
+	23, // 26: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
+	25, // 27: vswitch.v1.Node.Capture:input_type -> vswitch.v1.CaptureRequest
+	28, // 28: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
+	6,  // 29: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
+	8,  // 30: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
+	10, // 31: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
+	12, // 32: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
+	14, // 33: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
+	17, // 34: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
+	19, // 35: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
+	22, // 36: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
+	24, // 37: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
+	26, // 38: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
+	29, // 39: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
+	29, // [29:40] is the sub-list for method output_type
+	18, // [18:29] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_vswitch_proto_init() }
@@ -1744,7 +2193,7 @@ func file_vswitch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vswitch_proto_rawDesc), len(file_vswitch_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,6 +43,7 @@ const (
 	Node_Apply_FullMethodName           = "/vswitch.v1.Node/Apply"
 	Node_Delete_FullMethodName          = "/vswitch.v1.Node/Delete"
 	Node_Get_FullMethodName             = "/vswitch.v1.Node/Get"
+	Node_Capture_FullMethodName         = "/vswitch.v1.Node/Capture"
 	Node_Version_FullMethodName         = "/vswitch.v1.Node/Version"
 )
 
@@ -82,6 +83,13 @@ type NodeClient interface {
 	// Get lists objects, or what the dataplane has.
 	// INVALID_ARGUMENT: unknown kind; the message names those there are.
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetReply, error)
+	// Capture streams frames as they pass until a bound of the request is reached or
+	// the client leaves. The first reply has no packets: from it on nothing is
+	// missed. The last one says how many were, for want of room.
+	// INVALID_ARGUMENT: the filter or a bound is wrong. NOT_FOUND: the pod has no
+	// interface on this node. FAILED_PRECONDITION: too many captures run, or the
+	// node does not forward yet.
+	Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureReply], error)
 	// Version tells the daemon's build.
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionReply, error)
 }
@@ -184,6 +192,25 @@ func (c *nodeClient) Get(ctx context.Context, in *GetRequest, opts ...grpc.CallO
 	return out, nil
 }
 
+func (c *nodeClient) Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Capture_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CaptureRequest, CaptureReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_CaptureClient = grpc.ServerStreamingClient[CaptureReply]
+
 func (c *nodeClient) Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(VersionReply)
@@ -230,6 +257,13 @@ type NodeServer interface {
 	// Get lists objects, or what the dataplane has.
 	// INVALID_ARGUMENT: unknown kind; the message names those there are.
 	Get(context.Context, *GetRequest) (*GetReply, error)
+	// Capture streams frames as they pass until a bound of the request is reached or
+	// the client leaves. The first reply has no packets: from it on nothing is
+	// missed. The last one says how many were, for want of room.
+	// INVALID_ARGUMENT: the filter or a bound is wrong. NOT_FOUND: the pod has no
+	// interface on this node. FAILED_PRECONDITION: too many captures run, or the
+	// node does not forward yet.
+	Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error
 	// Version tells the daemon's build.
 	Version(context.Context, *VersionRequest) (*VersionReply, error)
 	mustEmbedUnimplementedNodeServer()
@@ -268,6 +302,9 @@ func (UnimplementedNodeServer) Delete(context.Context, *DeleteRequest) (*DeleteR
 }
 func (UnimplementedNodeServer) Get(context.Context, *GetRequest) (*GetReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
+}
+func (UnimplementedNodeServer) Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error {
+	return status.Error(codes.Unimplemented, "method Capture not implemented")
 }
 func (UnimplementedNodeServer) Version(context.Context, *VersionRequest) (*VersionReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
@@ -455,6 +492,17 @@ func _Node_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Capture_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CaptureRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServer).Capture(m, &grpc.GenericServerStream[CaptureRequest, CaptureReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_CaptureServer = grpc.ServerStreamingServer[CaptureReply]
+
 func _Node_Version_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(VersionRequest)
 	if err := dec(in); err != nil {
@@ -521,6 +569,12 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Node_Version_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Capture",
+			Handler:       _Node_Capture_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "vswitch.proto",
 }
