@@ -17,7 +17,6 @@ import (
 	"vswitch/internal/wire"
 	"vswitch/internal/wiretest"
 	"vswitch/vswitch"
-	"vswitch/vswitch/drop"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
 	"vswitch/vswitch/frame"
@@ -46,12 +45,8 @@ func (c *carrier) PeerNode(peer uint32) string {
 	return ""
 }
 
-type noServices struct{}
-
-func (noServices) Pick(*flow.Key, *wire.Headers) (flow.Endpoint, drop.Reason) {
-	return flow.Endpoint{}, drop.NoService
-}
-func (noServices) HasVIP(*wire.Addr) bool { return false }
+// noServices are never asked: no frame of these tests is for a service.
+type noServices struct{ vswitch.Services }
 
 var podMAC = frame.MAC{2, 0, 0, 0, 0, 1}
 
