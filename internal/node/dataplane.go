@@ -31,12 +31,13 @@ type dataplane struct {
 	sw      interface{ SetFacts(vswitch.Facts) }
 	facts   vswitch.Facts // of this node alone; peers' tunnel ports are added
 
+	forgetting *forgetting // flows to endpoints that have gone
+
 	mu       sync.Mutex // guards all below
 	members  map[control.TunnelKey]*peer
 	prefixes map[netip.Prefix]uint32 // by whom each is routed now
 	hosts    map[netip.Addr]int      // how many members have an underlay address
 	services map[control.ServiceKey]control.Service
-	gone     []gateway.Gone // collected during one call to the gateway
 }
 
 // tunnelPeers and serviceTable are the parts of the tunnel and the gateway that
@@ -61,11 +62,13 @@ type peer struct {
 var _ control.Dataplane = (*dataplane)(nil)
 
 func newDataplane(node string, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
-	return &dataplane{
+	d := &dataplane{
 		node: node, fib: f, flows: flows, tunnel: t,
 		members: map[control.TunnelKey]*peer{}, prefixes: map[netip.Prefix]uint32{},
 		hosts: map[netip.Addr]int{}, services: map[control.ServiceKey]control.Service{},
 	}
+	d.forgetting = newForgetting(flows, d.isNode)
+	return d
 }
 
 // serve lets the dataplane reach gateway and switch, which are made after it.
@@ -279,40 +282,11 @@ func (d *dataplane) programService(k control.ServiceKey) error {
 	} else {
 		err = d.gateway.PutService(*merged)
 	}
-	d.forgetGone()
 	return err
 }
 
-// endpointGone is called by the gateway within PutService and DeleteService, so
-// under mu.
-func (d *dataplane) endpointGone(g gateway.Gone) { d.gone = append(d.gone, g) }
-
-// forgetGone deletes the flows to endpoints that a service no longer sends to.
-// UDP clients never notice by themselves; TCP connections end by themselves,
-// and may go on as long as the pod lives.
-func (d *dataplane) forgetGone() {
-	type target struct {
-		endpoint uint64
-		vip      wire.Addr
-		port     uint16
-	}
-	stale := map[target]bool{}
-	for _, g := range d.gone {
-		if g.Protocol != wire.ProtoUDP {
-			continue
-		}
-		for _, a := range g.VIPs {
-			stale[target{g.Endpoint, wire.AddrFrom(a), g.Port}] = true
-		}
-	}
-	d.gone = d.gone[:0]
-	if len(stale) == 0 {
-		return
-	}
-	d.flows.DeleteFunc(func(i *flow.Info) bool {
-		return i.Orig.Proto == wire.ProtoUDP && stale[target{i.Endpoint, i.Orig.Dst, i.Orig.DstPort}]
-	})
-}
+// endpointGone is called by the gateway within PutService and DeleteService.
+func (d *dataplane) endpointGone(g gateway.Gone) { d.forgetting.add(&g) }
 
 // forgetPod deletes the flows that name an address of a pod that has gone.
 func (d *dataplane) forgetPod(addrs []netip.Addr) {

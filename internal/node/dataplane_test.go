@@ -62,7 +62,11 @@ func (g *table) DeleteService(k gateway.ServiceKey) error {
 func (g *table) tell(old, next gateway.Service) {
 	for _, e := range old.Endpoints {
 		if !slices.Contains(next.Endpoints, e) {
-			g.gone(gateway.Gone{Endpoint: e.ID, Service: old.ServiceKey, Protocol: old.Protocol, VIPs: old.VIPs, Port: old.Port})
+			listed := slices.ContainsFunc(next.Endpoints, func(n gateway.Endpoint) bool { return n.ID == e.ID })
+			g.gone(gateway.Gone{
+				Endpoint: e.ID, Service: old.ServiceKey, Protocol: old.Protocol,
+				VIPs: old.VIPs, Port: old.Port, NodePort: old.NodePort, Removed: !listed,
+			})
 		}
 	}
 }
@@ -247,12 +251,14 @@ func TestServiceThatIsRefusedIsTriedAgainWhole(t *testing.T) {
 	}
 }
 
-// flowTo puts a flow from a pod through a VIP to an endpoint into the table.
-func (b *bench) flowTo(t *testing.T, proto uint8, vip, endpoint string, id uint64, clientPort uint16) {
+// flowTo puts a flow from a pod, by way of an address and port, to an endpoint into
+// the table.
+func (b *bench) flowTo(t *testing.T, proto uint8, at, endpoint string, id uint64, clientPort uint16) {
 	t.Helper()
+	to := netip.MustParseAddrPort(at)
 	orig := flow.Key{
 		Src: wire.AddrFrom(netip.MustParseAddr("10.244.0.9")), SrcPort: clientPort,
-		Dst: wire.AddrFrom(netip.MustParseAddr(vip)), DstPort: 80, Proto: proto,
+		Dst: wire.AddrFrom(to.Addr()), DstPort: to.Port(), Proto: proto,
 	}
 	reply := flow.Key{Src: wire.AddrFrom(netip.MustParseAddr(endpoint)), SrcPort: 8080, Dst: orig.Src, DstPort: clientPort, Proto: proto}
 	if r := b.flows.Insert(&flow.Spec{Orig: orig, Reply: reply, Endpoint: id}, 0, 0); r != flow.Inserted {
@@ -270,35 +276,86 @@ func (b *bench) flowList() string {
 	return strings.Join(out, " ")
 }
 
-// TestUDPFlowsLeaveWithTheirEndpoint is kube-proxy's oldest bug (case 14).
-func TestUDPFlowsLeaveWithTheirEndpoint(t *testing.T) {
-	b := newBench(t)
-	one, two := endpointAt("10.244.0.2", 1, "a"), endpointAt("10.244.1.2", 2, "b")
-	if err := b.PutService(service(false, "10.96.0.10", control.UDP, one, two)); err != nil {
-		t.Fatal(err)
+// UDP flows leave an endpoint as soon as it takes no new ones, which kube-proxy
+// forgot for years (case 14); TCP connections stay with one that terminates, until
+// the service lists it no longer. Flows by way of other services stay.
+func TestFlowsLeaveWithTheirEndpoint(t *testing.T) {
+	const node = "192.0.2.1"
+	for _, tt := range []struct {
+		name   string
+		change func(*control.Service)
+		// Whether connections and datagrams to the first endpoint go on.
+		tcp, udp bool
+	}{
+		{"nothing changes", func(*control.Service) {}, true, true},
+		{"it terminates", func(s *control.Service) { s.Endpoints[0].Cluster = false }, true, false},
+		{"it is removed", func(s *control.Service) { s.Endpoints = s.Endpoints[1:] }, false, false},
+		{"another pod has its address", func(s *control.Service) { s.Endpoints[0].ID = 3 }, false, false},
+		{"the service goes", nil, false, false},
+	} {
+		for _, proto := range []control.Protocol{control.UDP, control.TCP, control.SCTP} {
+			for _, at := range []string{"10.96.0.10:80", node + ":30080"} {
+				t.Run(fmt.Sprintf("%s, %v by way of %s", tt.name, proto, at), func(t *testing.T) {
+					b := newBench(t)
+					b.fib.SetHost(netip.MustParseAddr(node), fib.NextHop{Kind: fib.Node})
+					one, two := endpointAt("10.244.0.2", 1, "a"), endpointAt("10.244.1.2", 2, "b")
+					s := service(false, "10.96.0.10", proto, one, two)
+					s.NodePort = 30080
+					if err := b.PutService(s); err != nil {
+						t.Fatal(err)
+					}
+					others := control.TCP
+					if proto == control.TCP {
+						others = control.UDP
+					}
+					b.flowTo(t, uint8(proto), at, "10.244.0.2", 1, 1001)
+					b.flowTo(t, uint8(others), at, "10.244.0.2", 1, 1002)
+					b.flowTo(t, uint8(proto), "10.96.0.99:80", "10.244.0.2", 1, 1003)
+					b.flowTo(t, uint8(proto), "10.96.0.99:30080", "10.244.0.2", 1, 1004)
+					b.flowTo(t, uint8(proto), at, "10.244.1.2", 2, 1005)
+
+					var err error
+					if s.Endpoints = slices.Clone(s.Endpoints); tt.change == nil {
+						err = b.DeleteService(s.ServiceKey)
+					} else {
+						tt.change(&s)
+						err = b.PutService(s)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					b.forgetting.once()
+					want := []string{"1002", "1003", "1004"}
+					if proto == control.UDP && tt.udp || proto != control.UDP && tt.tcp {
+						want = append(want, "1001")
+					}
+					if tt.change != nil { // the second endpoint is served as before
+						want = append(want, "1005")
+					}
+					slices.Sort(want)
+					if got := b.clientPorts(); !slices.Equal(got, want) {
+						t.Errorf("flows from ports %v left, want %v", got, want)
+					}
+				})
+			}
+		}
 	}
-	b.flowTo(t, wire.ProtoUDP, "10.96.0.10", "10.244.0.2", 1, 1001)
-	b.flowTo(t, wire.ProtoUDP, "10.96.0.10", "10.244.1.2", 2, 1002)
-	b.flowTo(t, wire.ProtoTCP, "10.96.0.10", "10.244.0.2", 1, 1003)
-	b.flowTo(t, wire.ProtoUDP, "10.96.0.99", "10.244.0.2", 1, 1004) // by way of another service
-	if err := b.PutService(service(false, "10.96.0.10", control.UDP, two)); err != nil {
-		t.Fatal(err)
+}
+
+// clientPorts are those that flows come from, sorted.
+func (b *bench) clientPorts() []string {
+	var out []string
+	for i := range b.flows.All() {
+		out = append(out, fmt.Sprint(i.Orig.SrcPort))
 	}
-	if got, want := b.flowList(), "17>10.244.0.2 17>10.244.1.2 6>10.244.0.2"; got != want {
-		t.Errorf("flows %q, want %q", got, want)
-	}
-	if err := b.DeleteService(service(false, "10.96.0.10", control.UDP).ServiceKey); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := b.flowList(), "17>10.244.0.2 6>10.244.0.2"; got != want {
-		t.Errorf("after the service went: %q, want %q", got, want)
-	}
+	slices.Sort(out)
+	return out
 }
 
 func TestFlowsLeaveWithTheirPod(t *testing.T) {
 	b := newBench(t)
-	b.flowTo(t, wire.ProtoTCP, "10.96.0.10", "10.244.0.2", 1, 1001)
-	b.flowTo(t, wire.ProtoTCP, "10.96.0.10", "10.244.1.2", 2, 1002)
+	b.flowTo(t, wire.ProtoTCP, "10.96.0.10:80", "10.244.0.2", 1, 1001)
+	b.flowTo(t, wire.ProtoTCP, "10.96.0.10:80", "10.244.1.2", 2, 1002)
 	b.forgetPod([]netip.Addr{netip.MustParseAddr("10.244.0.2")})
 	if got, want := b.flowList(), "6>10.244.1.2"; got != want {
 		t.Errorf("flows %q, want %q", got, want)

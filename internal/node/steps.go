@@ -215,6 +215,7 @@ func (n *node) startForwarding() error {
 	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts})
 	n.start("flow expiry", n.expireFlows)
 	n.start("dead ports", n.mourn)
+	n.start("flows of endpoints gone", n.dataplane.forgetting.run)
 
 	gatewayPort := vswitch.PortConfig{Kind: vswitch.PortGateway, Name: gatewayName, MTUBytes: n.mtuBytes}
 	tunnelPort := vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: tunnelName, MTUBytes: n.tunnelMTU, Paths: n.tunnel}
