@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -27,25 +28,56 @@ func slowSum(b []byte) uint16 {
 // same compares sums: zero and all ones are the same number in one's complement.
 func same(a, b uint16) bool { return a == b || a == 0 && b == 0xffff || a == 0xffff && b == 0 }
 
+// eachWidth runs f with what the processor has and without.
+func eachWidth(t *testing.T, f func(t *testing.T)) {
+	had := useVectors
+	defer func() { useVectors = had }()
+	for _, useVectors = range []bool{false, had} {
+		t.Run(fmt.Sprintf("vectors %v", useVectors), f)
+		if !had {
+			break
+		}
+	}
+}
+
 func TestSumIsTheSlowSum(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := rapid.SliceOfN(rapid.Byte(), 0, 200).Draw(t, "b")
-		if rapid.Bool().Draw(t, "ones") { // carries all the way
-			b = bytes.Repeat([]byte{0xff}, len(b))
-		}
-		if got, want := Fold(Sum(b, 0)), slowSum(b); got != want {
-			t.Fatalf("%#04x, want %#04x", got, want)
-		}
-		// In parts of even length, and from a start as large as can be.
-		cut := rapid.IntRange(0, len(b)/2).Draw(t, "cut") * 2
-		if got, want := Fold(Sum(b[cut:], Sum(b[:cut], 0))), slowSum(b); got != want {
-			t.Fatalf("in two parts %#04x, want %#04x", got, want)
-		}
-		start := rapid.Uint64().Draw(t, "start")
-		var eight [8]byte
-		binary.BigEndian.PutUint64(eight[:], start)
-		if got, want := Fold(Sum(b, start)), slowSum(append(eight[:], b...)); !same(got, want) {
-			t.Fatalf("from %#x: %#04x, want %#04x", start, got, want)
+	eachWidth(t, func(t *testing.T) {
+		rapid.Check(t, func(t *rapid.T) {
+			// Somewhere in memory, with room behind it that must not count.
+			space := rapid.SliceOfN(rapid.Byte(), 0, 700).Draw(t, "b")
+			b := space[min(len(space), rapid.IntRange(0, 40).Draw(t, "from")):]
+			b = b[:max(0, len(b)-rapid.IntRange(0, 40).Draw(t, "less"))]
+			if rapid.Bool().Draw(t, "ones") { // carries all the way
+				b = bytes.Repeat([]byte{0xff}, len(b)*rapid.SampledFrom([]int{1, 90}).Draw(t, "times"))
+			}
+			if got, want := Fold(Sum(b, 0)), slowSum(b); got != want {
+				t.Fatalf("%#04x, want %#04x", got, want)
+			}
+			// In parts of even length, and from a start as large as can be.
+			cut := rapid.IntRange(0, len(b)/2).Draw(t, "cut") * 2
+			if got, want := Fold(Sum(b[cut:], Sum(b[:cut], 0))), slowSum(b); got != want {
+				t.Fatalf("in two parts %#04x, want %#04x", got, want)
+			}
+			start := rapid.Uint64().Draw(t, "start")
+			var eight [8]byte
+			binary.BigEndian.PutUint64(eight[:], start)
+			if got, want := Fold(Sum(b, start)), slowSum(append(eight[:], b...)); !same(got, want) {
+				t.Fatalf("from %#x: %#04x, want %#04x", start, got, want)
+			}
+		})
+	})
+}
+
+// Every bit of a packet counts, wherever it lies in the widest registers.
+func TestSumSeesEveryBit(t *testing.T) {
+	eachWidth(t, func(t *testing.T) {
+		b := make([]byte, 2*blockBytes+31)
+		for bit := range 8 * len(b) {
+			b[bit/8] = 1 << (bit % 8)
+			if got, want := Fold(Sum(b, 0)), slowSum(b); got != want {
+				t.Fatalf("bit %d: %#04x, want %#04x", bit, got, want)
+			}
+			b[bit/8] = 0
 		}
 	})
 }
