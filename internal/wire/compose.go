@@ -71,6 +71,23 @@ func PutICMPError(dst, b []byte, h *Headers, from Addr, icmpType, code uint8, in
 	return n + l4Bytes
 }
 
+// PutUDP writes a datagram with its checksum.
+func PutUDP(dst []byte, src *Addr, srcPort uint16, to *Addr, toPort uint16, payload []byte) int {
+	v6, l4Bytes := !src.Is4(), UDPBytes+len(payload)
+	n := putIP(dst, v6, ProtoUDP, answerTTL, src, to, l4Bytes)
+	l4 := dst[n : n+l4Bytes]
+	binary.BigEndian.PutUint16(l4, srcPort)
+	binary.BigEndian.PutUint16(l4[2:], toPort)
+	binary.BigEndian.PutUint16(l4[4:], uint16(l4Bytes))
+	l4[6], l4[7] = 0, 0
+	copy(l4[UDPBytes:], payload)
+	putChecksum(l4, 6, v6, ProtoUDP, src, to)
+	if l4[6] == 0 && l4[7] == 0 { // RFC 768: zero says that there is none
+		l4[6], l4[7] = 0xff, 0xff
+	}
+	return n + l4Bytes
+}
+
 // PutTCPReset writes the segment that resets the connection of the TCP packet in
 // frame b, in the name of its destination (RFC 9293 section 3.5.2, group 1). The
 // packet must not be a reset itself.

@@ -232,3 +232,37 @@ func TestComposingAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestPutUDP(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		src, to Addr
+		payload []byte
+	}{
+		{"IPv4", gateway4, AddrFrom(netip.MustParseAddr("192.0.2.1")), []byte("an answer")},
+		{"IPv6, odd", gateway6, AddrFrom(netip.MustParseAddr("2001:db8::1")), []byte("an answer that is odd")},
+		{"nothing", gateway4, AddrFrom(netip.MustParseAddr("192.0.2.1")), nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ip := make([]byte, 1500)
+			for i := range ip {
+				ip[i] = 0xa5 // what is not written shows
+			}
+			b, h := framed(t, ip[:PutUDP(ip, &c.src, 53, &c.to, 40000, c.payload)])
+			if h.Src != c.src || h.Dst != c.to || h.SrcPort != 53 || h.DstPort != 40000 || h.Proto != ProtoUDP {
+				t.Errorf("headers %+v", h)
+			}
+			if got := b[h.PayloadOff:h.End]; !bytes.Equal(got, c.payload) {
+				t.Errorf("payload %q, want %q", got, c.payload)
+			}
+		})
+	}
+	// A payload that makes the sum zero: the field says so with all ones (RFC 768).
+	src, to := gateway4, AddrFrom(netip.MustParseAddr("192.0.2.1"))
+	var ip [IPv4Bytes + UDPBytes + 2]byte
+	PutUDP(ip[:], &src, 53, &to, 40000, []byte{0, 0})
+	PutUDP(ip[:], &src, 53, &to, 40000, bytes.Clone(ip[IPv4Bytes+6:IPv4Bytes+8]))
+	if got := ip[IPv4Bytes+6 : IPv4Bytes+8]; got[0] != 0xff || got[1] != 0xff {
+		t.Errorf("checksum %x, want ffff", got)
+	}
+}

@@ -65,6 +65,11 @@ type Config struct {
 	// host's own loopback, as slirp4netns and pasta offer it. Empty: they don't.
 	HostLoopback []netip.Addr
 
+	// DNS answers pods' questions at DNSAddrs, VIPs, port 53, unless a service has
+	// that address and port. Nil: nothing does.
+	DNS      DNS
+	DNSAddrs []netip.Addr
+
 	// NodePortAddrs are the host addresses on which node ports listen. Nil: every
 	// global address of the host's interfaces, looked up again every NodePortRetry.
 	NodePortAddrs []netip.Addr
@@ -143,6 +148,11 @@ func (c *Config) complete() error {
 	case c.DialTimeout < 0 || c.TCPIdle < 0 || c.TCPHalfClosedIdle < 0 || c.UDPIdle < 0 ||
 		c.UDPStreamIdle < 0 || c.NodePortRetry < 0:
 		return errors.New("a time limit is negative")
+	}
+	for _, a := range c.DNSAddrs {
+		if !a.IsValid() || a.Is4In6() || !a.IsGlobalUnicast() {
+			return fmt.Errorf("DNSAddrs %v, want service addresses", c.DNSAddrs)
+		}
 	}
 	if _, _, err := onePerFamily("Routers", c.Routers); err != nil {
 		return err

@@ -44,7 +44,7 @@ func (g *Gateway) admitSYN(forwarder *tcp.Forwarder, id stack.TransportEndpointI
 		return false
 	}
 	k := keyOf(id)
-	if _, ok := g.policy.egressTCP(addrPort(&k.Dst, k.DstPort)); !ok { // judged already, unless it came in fragments
+	if _, ok := g.policy.egressTCP(addrPort(&k.Dst, k.DstPort)); !ok && !g.dns.serves(&k) { // judged already, unless it came in fragments
 		return false
 	}
 	switch g.usage.reserve(&k) {
@@ -77,6 +77,10 @@ func (g *Gateway) connect(r *tcp.ForwarderRequest) {
 	defer g.dials.Done()
 	k := keyOf(r.ID())
 	defer g.usage.release(&k)
+	if g.dns.serves(&k) {
+		g.serveDNS(r, &k)
+		return
+	}
 	host, err := g.dialHost(addrPort(&k.Dst, k.DstPort))
 	if err != nil {
 		if errors.Is(err, unix.ECONNREFUSED) {

@@ -22,6 +22,7 @@
 //	nodeport.go  host ports that are open for services
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined
+//	dns.go       the node's own DNS server
 //	refuse.go    resets and ICMP errors
 //	service.go   what a service is
 //	service_table.go, service_pool.go  which endpoints a flow can get, and which it does
@@ -56,6 +57,7 @@ type Gateway struct {
 	stack    *stack.Stack
 	refuser  *refuser
 	relay    *relay
+	dns      *dnsServer
 	ports    *nodePorts
 	exposed  exposed
 	counters counters
@@ -95,6 +97,7 @@ func New(cfg Config) (*Gateway, error) {
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.refuser = newRefuser(g.policy, g.link.WriteIP)
 	g.relay = newRelay(g)
+	g.dns = newDNSServer(g)
 	g.stack.SetTransportProtocolHandler(header.UDPProtocolNumber, g.fromNetstack(wire.ProtoUDP))
 	g.stack.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, g.fromNetstack(wire.ProtoICMP))
 	g.stack.SetTransportProtocolHandler(header.ICMPv6ProtocolNumber, g.fromNetstack(wire.ProtoICMPv6))
@@ -148,6 +151,9 @@ func (g *Gateway) Queue(i int) *link.Queue { return g.link.Queue(i) }
 func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason) {
 	p := g.services.at(k)
 	if p == nil {
+		if g.dns.serves(k) {
+			return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, Gateway: true}, drop.None
+		}
 		p = g.services.atNodePort(k)
 		if p == nil || !g.policy.onNode(k.Dst.Netip()) {
 			return flow.Endpoint{}, drop.NoService
@@ -156,8 +162,8 @@ func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason
 	return p.pick(&k.Src, g.tick.Load())
 }
 
-// HasVIP reports whether some service has this address.
-func (g *Gateway) HasVIP(a *wire.Addr) bool { return g.services.hasVIP(a) }
+// HasVIP reports whether some service, or the DNS server, has this address.
+func (g *Gateway) HasVIP(a *wire.Addr) bool { return g.services.hasVIP(a) || g.dns.hasAddr(a) }
 
 // PutService adds a service port or replaces the one of the same key. The value
 // is copied. An error means nothing changed. A node port that can't be opened is
@@ -219,6 +225,7 @@ func (g *Gateway) Close() error {
 		g.connections.close()
 		g.awaitDials()
 		g.ports.serving.Wait()
+		g.dns.close()
 		g.relay.close()
 		g.stack.Destroy()
 	})

@@ -28,6 +28,8 @@ func (g *Gateway) Inbound(f *frame.Frame, h *wire.Headers) bool {
 		return f.Drop != drop.None
 	case h.IsICMPError(), h.Fragment && canRelay(h.Proto):
 		return false
+	case h.Proto == wire.ProtoUDP && g.dns.takes(h):
+		f.Drop = g.dns.fromFrame(f, h)
 	case h.Proto == wire.ProtoUDP:
 		f.Drop = g.relayFrame(f, h, f.Bytes()[h.PayloadOff:h.L4Off+udpBytes(f, h)])
 	case isEchoRequest(h):
@@ -63,7 +65,7 @@ func (g *Gateway) judgeTCP(f *frame.Frame, h *wire.Headers) drop.Reason {
 	if !h.HasL4 || h.TCPFlags&(wire.SYN|wire.ACK|wire.RST) != wire.SYN {
 		return drop.None
 	}
-	if _, ok := g.policy.egressTCP(addrPort(&h.Dst, h.DstPort)); !ok {
+	if _, ok := g.policy.egressTCP(addrPort(&h.Dst, h.DstPort)); !ok && !g.dns.takes(h) {
 		g.counters.egressForbidden.Add(1)
 		g.refuser.refuse(f.Bytes(), h, adminProhibited)
 		return drop.EgressDenied
@@ -120,7 +122,11 @@ func (g *Gateway) fromNetstack(proto uint8) func(stack.TransportEndpointID, *sta
 			d.key.SrcPort = binary.BigEndian.Uint16(l4[4:])
 			d.key.DstPort = d.key.SrcPort
 		}
-		if d.payload != nil {
+		switch {
+		case d.payload == nil:
+		case g.dns.serves(&d.key):
+			g.dns.fromPod(&d.key, d.payload)
+		default:
 			g.relay.fromPod(&d)
 		}
 		return true

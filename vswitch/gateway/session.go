@@ -44,8 +44,6 @@ func (s *session) idleLimit(short, stream uint32) uint32 {
 	return short
 }
 
-const portDNS = 53
-
 // recyclable reports whether ending the session now loses nothing in all
 // likelihood: each question was answered, and either it is DNS, whose clients
 // take a new port for every question (RFC 5452 section 9.2), or it rests.

@@ -28,6 +28,11 @@ type Stats struct {
 	Unsolicited      uint64 // received for no session: dropped
 	EchoForbidden    uint64 // refused because the host allows no ping sockets
 
+	DNSQueries     uint64 // answered by the node's own DNS server, or left unanswered as it says
+	DNSCapped      uint64 // questions and connections refused for a cap
+	DNSInProgress  int    // questions by UDP, now
+	DNSConnections int    // by TCP, now
+
 	Bytes uint64 // moved by TCP, both ways
 }
 
@@ -36,6 +41,7 @@ type counters struct {
 
 	egressDialed, egressRefused, egressFailed, egressCapped, egressForbidden atomic.Uint64
 	ingressTotal, ingressRefused, ingressFailed                              atomic.Uint64
+	dnsQueries, dnsCapped                                                    atomic.Uint64
 	sessionsTotal, sessionsRecycled                                          atomic.Uint64
 	datagramsOut, datagramsIn, unsolicited, echoForbidden, bytes             atomic.Uint64
 }
@@ -57,6 +63,9 @@ func (g *Gateway) Stats() Stats {
 		SessionsRecycled: c.sessionsRecycled.Load(), HostSockets: int(c.hostSockets.Load()),
 		DatagramsOut: c.datagramsOut.Load(), DatagramsIn: c.datagramsIn.Load(),
 		Unsolicited: c.unsolicited.Load(), EchoForbidden: c.echoForbidden.Load(),
+
+		DNSQueries: c.dnsQueries.Load(), DNSCapped: c.dnsCapped.Load(),
+		DNSInProgress: int(g.dns.queries.Taken()), DNSConnections: int(g.dns.connections.Taken()),
 
 		Bytes: c.bytes.Load(),
 	}
