@@ -10,7 +10,7 @@ import (
 // Which endpoints take a new connection on this node is decided here, for two
 // sets: the one where the traffic policy is Cluster and the one where it is
 // Local. The rules are kube-proxy's (pkg/proxy/topology.go of 1.37), and
-// testdata/policies.txt is the table of them:
+// TestPolicies is the table of them:
 //
 //	Cluster: those that are ready and that hints allow on this node; with none
 //	         ready anywhere, those that terminate but still serve (KEP-1669).

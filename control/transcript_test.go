@@ -113,7 +113,10 @@ type world struct {
 var testSelf = Self{
 	Node:         "here",
 	Underlays:    []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+	ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 	ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
+
+	LoadBalancerCIDRs: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24")},
 }
 
 func newWorld(t *testing.T) *world {
@@ -127,6 +130,23 @@ func newWorld(t *testing.T) *world {
 func (w *world) do(line, input string) string {
 	f := strings.Fields(line)
 	switch f[0] {
+	case "self": // what this node is told: zone=NAME, external-ips, nodes-balance, name-server=ADDR
+		self := testSelf
+		for _, word := range f[1:] {
+			switch k, v, _ := strings.Cut(word, "="); k {
+			case "zone":
+				self.Zone = v
+			case "external-ips":
+				self.AllowExternalIPs = true
+			case "nodes-balance":
+				self.NodesBalance = true
+			case "name-server":
+				self.IsNameServer = func(a netip.Addr) bool { return a.String() == v }
+			default:
+				w.t.Fatalf("self %q", word)
+			}
+		}
+		w.objects = NewObjects(self)
 	case "apply":
 		objs, err := Decode([]byte(input))
 		if err != nil {
@@ -310,7 +330,7 @@ func podOf(t *testing.T, f []string) Object {
 	return p
 }
 
-// nodeOf reads: name underlay[,underlay] prefix[,prefix]
+// nodeOf reads: name underlay[,underlay] prefix[,prefix] [zone=NAME]
 func nodeOf(t *testing.T, f []string) Object {
 	c := Claim{Node: f[0], Instance: "instance-" + f[0], Facts: NodeFacts{
 		UDPPorts: []uint16{8472, 8473}, VNI: 1, VTEPMAC: frame.MAC{2, 0, 0, 0, 0, byte(len(f[0]))},
@@ -320,6 +340,9 @@ func nodeOf(t *testing.T, f []string) Object {
 	}
 	for _, p := range strings.Split(f[2], ",") {
 		c.PodCIDRs = append(c.PodCIDRs, netip.MustParsePrefix(p))
+	}
+	for _, word := range f[3:] {
+		c.Facts.Zone = strings.TrimPrefix(word, "zone=")
 	}
 	return NewNode(c)
 }
