@@ -16,15 +16,27 @@ import (
 
 // idle measures what the daemon uses while nothing happens, the store's process apart.
 func idle(ctx context.Context, _ *Load, n *network, d time.Duration, _ string) (measurement, error) {
-	daemon := n.daemon.Pid()
-	store, err := childrenOf(daemon)
+	// The daemon's child does its work, and that one's child is the store.
+	keeper := n.daemon.Pid()
+	dataplane, err := childrenOf(keeper)
 	if err != nil {
 		return measurement{}, err
+	}
+	var store []int
+	for _, pid := range dataplane {
+		children, err := childrenOf(pid)
+		if err != nil {
+			return measurement{}, err
+		}
+		store = append(store, children...)
+	}
+	if len(dataplane) == 0 || len(store) == 0 {
+		return measurement{}, fmt.Errorf("daemon %d has %d children and %d of theirs, want a dataplane and a store", keeper, len(dataplane), len(store))
 	}
 	sides := []struct {
 		prefix string
 		pids   []int
-	}{{"", []int{daemon}}, {"store-", store}}
+	}{{"", append(dataplane, keeper)}, {"store-", store}}
 	used := func() (cpu [2]time.Duration, err error) {
 		for i, s := range sides {
 			for _, pid := range s.pids {

@@ -56,6 +56,7 @@ type Controller struct {
 	cfg    ControllerConfig
 	log    *slog.Logger
 	wake   chan struct{} // holds one token when there is something new
+	passed chan struct{} // closed when the first pass is done
 	synced chan struct{} // closed when the first full list is programmed
 	names  *Names
 
@@ -73,7 +74,7 @@ func NewController(cfg ControllerConfig) *Controller {
 	}
 	c := &Controller{
 		cfg: cfg, log: cfg.Log,
-		wake: make(chan struct{}, 1), synced: make(chan struct{}),
+		wake: make(chan struct{}, 1), passed: make(chan struct{}), synced: make(chan struct{}),
 		objects: NewObjects(cfg.Self), names: newNames(),
 	}
 	c.objects.names = c.names
@@ -163,6 +164,9 @@ func (c *Controller) Problems() []Problem {
 	return c.objects.Problems()
 }
 
+// Passed is closed once Run has made the dataplane what was known when it began.
+func (c *Controller) Passed() <-chan struct{} { return c.passed }
+
 // Synced is closed once a full list was seen and is programmed.
 func (c *Controller) Synced() <-chan struct{} { return c.synced }
 
@@ -176,9 +180,12 @@ func (c *Controller) Run(ctx context.Context) error {
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for first := true; ; first = false {
 		now := time.Now()
 		next := c.pass(rec, known, now)
+		if first {
+			close(c.passed)
+		}
 		if rec.synced && !rec.Holding() {
 			next = earliest(next, save.offer(c, now))
 		}

@@ -1,9 +1,10 @@
 package vswitch
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"net/netip"
 
 	"vswitch/internal/wire"
@@ -95,11 +96,13 @@ type port struct {
 	spares   []*spares  // by worker: nil until one is needed
 }
 
-// ownerSeed makes a pod's identity in the flow table: of no meaning outside this process.
-var ownerSeed = maphash.MakeSeed()
-
-// OwnerID is the identity that the flow table charges a pod port's flows to.
-func OwnerID(portName string) uint64 { return maphash.String(ownerSeed, portName) | 1 }
+// OwnerID is the identity that the flow table charges a pod port's flows to. It means
+// the same to another process that maps the table. Names are the runtime's choice,
+// not the pod's; still none can be found that collides with a given other.
+func OwnerID(portName string) uint64 {
+	sum := sha256.Sum256([]byte(portName))
+	return binary.BigEndian.Uint64(sum[:]) | 1
+}
 
 func newPort(id uint32, c *PortConfig) *port {
 	p := &port{

@@ -9,12 +9,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"vswitch/internal/keeper"
 )
 
 // version is set by the linker (Makefile).
@@ -24,8 +27,12 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := newRoot().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "vswitch:", err)
 		stop()
+		var ended *keeper.ExitError
+		if errors.As(err, &ended) { // it has said why
+			os.Exit(max(ended.Code, 1))
+		}
+		fmt.Fprintln(os.Stderr, "vswitch:", err)
 		os.Exit(1)
 	}
 }

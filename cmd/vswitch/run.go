@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"vswitch/control/embedded"
 	"vswitch/internal/config"
+	"vswitch/internal/keeper"
 	"vswitch/internal/node"
 )
 
@@ -33,9 +37,42 @@ is not encrypted.`,
 			return err
 		}
 		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		return node.Run(cmd.Context(), cfg, node.Options{Version: version, Ready: cmd.OutOrStdout(), Log: log})
+		parent, err := keeper.Connect()
+		if err != nil {
+			return err
+		}
+		if parent == nil {
+			return keep(cmd.Context(), log)
+		}
+		defer parent.Close()
+		return runNode(cmd.Context(), cfg, parent, node.Options{Version: version, Ready: cmd.OutOrStdout(), Log: log})
 	}
 	return cmd
+}
+
+// keep runs this command again as a child, which does the work and may end and be
+// started again, while this process holds what must not end with it.
+func keep(ctx context.Context, log *slog.Logger) error {
+	program, err := os.Executable() // its path, at which an upgrade puts another
+	if err != nil {
+		return err
+	}
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, syscall.SIGHUP)
+	defer signal.Stop(restart)
+	return keeper.Run(ctx, keeper.Config{
+		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
+		Restart: restart, Log: log,
+	})
+}
+
+// runNode is the child: the dataplane and all that drives it.
+func runNode(ctx context.Context, cfg config.Config, parent *keeper.Client, opt node.Options) error {
+	signal.Ignore(syscall.SIGHUP) // the keeper's
+	handOver, stop := signal.NotifyContext(context.Background(), keeper.HandOver)
+	defer stop()
+	opt.Keeper, opt.HandOver = parent, handOver
+	return node.Run(ctx, cfg, opt)
 }
 
 // newStore is the process that `vswitch run` starts for --store embedded.

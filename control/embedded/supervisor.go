@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,10 +27,11 @@ type SupervisorConfig struct {
 // not. One that ends is started again, after a pause that grows while it keeps
 // ending. Close ends it; a Supervisor that is merely gone does not.
 type Supervisor struct {
-	cfg  SupervisorConfig
-	log  *slog.Logger
-	stop context.CancelFunc
-	done chan struct{}
+	cfg   SupervisorConfig
+	log   *slog.Logger
+	stop  context.CancelFunc
+	done  chan struct{}
+	leave atomic.Bool // the store is to go on without this supervisor
 
 	mu       sync.Mutex
 	restarts int // guarded by mu
@@ -110,6 +112,12 @@ func (s *Supervisor) Close() {
 	<-s.done
 }
 
+// Release ends the supervision and leaves the store running, for a successor to take over.
+func (s *Supervisor) Release() {
+	s.leave.Store(true)
+	s.Close()
+}
+
 // Pauses before a restart, doubled each time the store ended within backoffReset.
 const (
 	backoffMin   = 100 * time.Millisecond
@@ -147,6 +155,9 @@ func (s *Supervisor) run(ctx context.Context) {
 // sweep ends a store that runs although none was being waited for: one that an
 // earlier daemon started a moment before this one looked.
 func (s *Supervisor) sweep() {
+	if s.leave.Load() {
+		return
+	}
 	if p := find(s.cfg.Store.Dir); p != nil {
 		p.stop()
 		p.close()
@@ -176,7 +187,9 @@ func (s *Supervisor) once(ctx context.Context) error {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		p.stop()
+		if !s.leave.Load() {
+			p.stop()
+		}
 	}
 	return nil
 }

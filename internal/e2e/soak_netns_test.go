@@ -102,7 +102,7 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// usage is what a daemon holds.
+// usage is what a daemon holds: the keeper and the dataplane together.
 type usage struct{ fds, routes, rssKiB int }
 
 func (c *cluster) usage() []usage {
@@ -110,19 +110,26 @@ func (c *cluster) usage() []usage {
 	var all []usage
 	for _, n := range c.nodes {
 		var u usage
-		pid := n.Daemon().Pid()
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		dataplane, err := n.Dataplane()
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		u.fds = len(fds)
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		for line := range strings.Lines(string(status)) {
-			if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-				fmt.Sscan(rest, &u.rssKiB)
+		for _, pid := range []int{n.Daemon().Pid(), dataplane} {
+			fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			u.fds += len(fds)
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			for line := range strings.Lines(string(status)) {
+				if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+					kiB := 0
+					fmt.Sscan(rest, &kiB)
+					u.rssKiB += kiB
+				}
 			}
 		}
 		var routes []struct{ Destination string }

@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/fdstore"
+	"vswitch/internal/resident"
 )
 
 const (
@@ -101,6 +102,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	close(current.begin)
+	if err := resident.Trim(); err != nil {
+		cfg.Log.Warn("the keeper keeps memory that it doesn't need", "err", err)
+	}
 	first := true // no child was ready yet
 	for {
 		var next *child

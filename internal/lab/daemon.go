@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -63,6 +64,30 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 
 // Daemon is the node's daemon, running or ended; nil before StartDaemon.
 func (n *Node) Daemon() *Process { return n.daemon }
+
+// Dataplane is the process that does the daemon's work: a child of the daemon, which
+// only keeps what must outlive it.
+func (n *Node) Dataplane() (pid int, err error) {
+	// One thread starts children, but not always the same: all are asked.
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", n.daemon.Pid()))
+	if err != nil {
+		return 0, fmt.Errorf("lab: %w", err)
+	}
+	for _, f := range files {
+		children, err := os.ReadFile(f)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for _, child := range strings.Fields(string(children)) {
+			args, err := os.ReadFile("/proc/" + child + "/cmdline")
+			if err != nil || !strings.HasPrefix(string(args), n.run.Binary+"\x00run\x00") {
+				continue
+			}
+			return strconv.Atoi(child)
+		}
+	}
+	return 0, fmt.Errorf("lab: node %s: no dataplane runs", n.Host)
+}
 
 // RestartDaemon starts the daemon, which must have ended, again as it was started last.
 func (n *Node) RestartDaemon(ctx context.Context) error { return n.StartDaemon(ctx, n.run) }

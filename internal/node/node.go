@@ -25,6 +25,7 @@ import (
 	"vswitch/internal/attach"
 	"vswitch/internal/config"
 	"vswitch/internal/fdstore"
+	"vswitch/internal/resident"
 	"vswitch/tunnel/vxlan"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
@@ -37,6 +38,20 @@ type Options struct {
 	// "vswitch: ready".
 	Ready io.Writer
 	Log   *slog.Logger
+	// Keeper holds what must outlive this process; nil: nobody does.
+	Keeper Keeper
+	// HandOver ends when the node is to stop and leave all that a successor can go on
+	// with as it is: kept descriptors, the embedded store. Nil: never.
+	HandOver context.Context
+}
+
+// Keeper is the parent of a daemon that holds its descriptors (package keeper).
+type Keeper interface {
+	fdstore.Store
+	// Begin waits until the process before this one is gone.
+	Begin(context.Context) error
+	// Ready says that this one forwards.
+	Ready() error
 }
 
 // node is one being put together. Fields are set by the step named beside them
@@ -68,8 +83,8 @@ type node struct {
 	store      *etcd.Store         // openStore
 	controller *control.Controller // openController
 
-	fds         *fdstore.Memory // openAttachments
-	attachments *attach.Manager
+	fds         fdstore.Store   // openKeeper
+	attachments *attach.Manager // openAttachments
 
 	claim control.Claim // holdClaim
 	pool  *ipam.Pool    // startForwarding
@@ -86,26 +101,37 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	n := &node{cfg: cfg, opt: opt, log: opt.Log, deaths: make(chan death, maxDeaths)}
 	n.ctx, n.cancel = context.WithCancelCause(ctx)
 	defer func() { err = errors.Join(err, n.close()) }()
+	if opt.HandOver != nil {
+		defer context.AfterFunc(opt.HandOver, func() { n.cancel(nil) })()
+	}
 
 	// Workers hold a processor each while frames come: the rest of the daemon must
 	// not wait for them.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), cfg.Workers+2))
 
 	for _, step := range []func() error{
-		n.openState, n.openTables, n.openTunnel, n.openStore, n.openController,
+		n.openKeeper, n.openState, n.openTables, n.openTunnel, n.openStore, n.openController,
 		n.openAttachments, n.openAPI, n.holdClaim, n.startForwarding, n.startControl, n.servePods,
 	} {
 		if err := step(); err != nil {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || n.handingOver() {
 				return nil // told to stop while waiting for a part
 			}
 			return err
 		}
 	}
 	fmt.Fprintln(opt.Ready, n.readyLine())
+	if opt.Keeper != nil {
+		if err := opt.Keeper.Ready(); err != nil {
+			return err
+		}
+	}
+	if err := resident.Trim(); err != nil {
+		n.log.Warn("the daemon keeps memory that it doesn't need", "err", err)
+	}
 	<-n.ctx.Done()
-	if ctx.Err() != nil {
-		n.log.Info("stopping")
+	if ctx.Err() != nil || n.handingOver() {
+		n.log.Info("stopping", "handover", n.handingOver())
 		return nil
 	}
 	return context.Cause(n.ctx)
@@ -140,6 +166,22 @@ func (n *node) start(name string, task func(context.Context) error) {
 		}
 	})
 }
+
+// openKeeper waits for the turn of this process. All that is slow to load has been
+// loaded by then, and nothing that two processes can't have at once is open yet.
+func (n *node) openKeeper() error {
+	if n.opt.Keeper == nil {
+		memory := &fdstore.Memory{}
+		n.fds = memory
+		n.onClose(memory.Close)
+		return nil
+	}
+	n.fds = n.opt.Keeper
+	return n.opt.Keeper.Begin(n.ctx)
+}
+
+// handingOver reports whether a successor goes on with what this node has.
+func (n *node) handingOver() bool { return n.opt.HandOver != nil && n.opt.HandOver.Err() != nil }
 
 func (n *node) openState() error {
 	dir, err := openStateDir(n.cfg.StateDir)
@@ -187,7 +229,7 @@ func (n *node) openTunnel() error {
 	n.tunnel, err = vxlan.New(vxlan.Config{
 		Underlays: n.cfg.Underlay, Port: n.cfg.UDPPort, Sockets: n.cfg.Workers, VNI: vxlan.DefaultVNI,
 		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI),
-		MAC:        mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Log: n.log,
+		MAC:        mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Keeper: n.fds, Log: n.log,
 	})
 	if err != nil {
 		return fmt.Errorf("--udp-port %d, --underlay %s: %w", n.cfg.UDPPort, join(n.cfg.Underlay), err)
@@ -222,7 +264,14 @@ func (n *node) openStore() error {
 		if err != nil {
 			return err
 		}
-		n.onClose(func() error { supervisor.Close(); return nil })
+		n.onClose(func() error {
+			if n.handingOver() {
+				supervisor.Release()
+			} else {
+				supervisor.Close()
+			}
+			return nil
+		})
 		endpoints = []string{supervisor.URL()}
 	}
 	var err error

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,7 +41,7 @@ func openStateDir(path string) (*stateDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--state-dir %s: %w; want a directory this user can write", path, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := takeLock(int(f.Fd())); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("--state-dir %s: another vswitch runs on it; stop that one, or give this one another --state-dir and --socket", path)
@@ -48,6 +49,22 @@ func openStateDir(path string) (*stateDir, error) {
 		return nil, fmt.Errorf("--state-dir %s: lock: %w", path, err)
 	}
 	return &stateDir{path: path, lock: f}, nil
+}
+
+// A process that was killed a moment ago may hold its lock still: the kernel closes
+// its files in its own time.
+const (
+	lockPatience = time.Second
+	lockPause    = 10 * time.Millisecond
+)
+
+func takeLock(fd int) error {
+	for began := time.Now(); ; time.Sleep(lockPause) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) > lockPatience {
+			return err
+		}
+	}
 }
 
 func (d *stateDir) file(name string) string { return filepath.Join(d.path, name) }

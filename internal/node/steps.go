@@ -22,7 +22,6 @@ import (
 	"vswitch/control/statefile"
 	"vswitch/internal/attach"
 	"vswitch/internal/fdpass"
-	"vswitch/internal/fdstore"
 	"vswitch/internal/nodeapi"
 	"vswitch/tap"
 	"vswitch/vswitch"
@@ -78,8 +77,6 @@ func (n *node) openController() error {
 }
 
 func (n *node) openAttachments() error {
-	n.fds = &fdstore.Memory{}
-	n.onClose(n.fds.Close)
 	var err error
 	n.attachments, err = attach.New(attach.Config{
 		Node: n.cfg.Node, Ports: n.ports, Routes: n.fib, Publisher: n.store, FDs: n.fds,
@@ -307,7 +304,15 @@ func (n *node) expireFlows(ctx context.Context) error {
 // startControl brings the dataplane to the last good state, and from then on to
 // what the store says. Pods that are known from before are still published.
 func (n *node) startControl() error {
+	// This node's pods are endpoints before their frames come in, or the first would
+	// be refused for want of one.
+	n.controller.Update(n.ownPods(), nil)
 	n.start("reconciler", n.controller.Run)
+	select {
+	case <-n.controller.Passed():
+	case <-n.ctx.Done():
+		return context.Cause(n.ctx)
+	}
 	var err error
 	n.pool, err = ipam.Open(ipam.Config{
 		Path: n.state.file(leasesFile), BootID: n.bootID, CIDRs: n.claim.PodCIDRs, Log: n.log,
@@ -328,6 +333,15 @@ func (n *node) startControl() error {
 	n.store.LoadPods(pods)
 	n.start("store", func(ctx context.Context) error { return n.store.Run(ctx, n.controller) })
 	return nil
+}
+
+// ownPods are the records of the pods that this node knows from before.
+func (n *node) ownPods() []control.Object {
+	var pods []control.Object
+	for _, a := range n.attachments.List() {
+		pods = append(pods, n.attachments.Record(&a))
+	}
+	return pods
 }
 
 // buryDeleted removes what plugins were told to delete while no daemon ran. The

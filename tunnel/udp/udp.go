@@ -59,6 +59,9 @@ func (a Addr) String() string { return netip.AddrPortFrom(a.IP.Netip(), a.Port).
 type Config struct {
 	// Local is the address to send from and receive at; port 0 takes a free one. No wildcard.
 	Local netip.AddrPort
+	// Socket is one that is bound to Local already, kept from before; 0: a new one is
+	// opened. Listen takes it over, also when it fails.
+	Socket int
 	// BufferBytes is the size of the socket's buffers; 0: DefaultBufferBytes.
 	BufferBytes int
 	// Offload allows trains in both directions where the kernel has them.
@@ -119,6 +122,9 @@ type Stats struct {
 // tells a port that is taken.
 func Listen(cfg Config) (*Conn, error) {
 	if err := cfg.validate(); err != nil {
+		if cfg.Socket != 0 {
+			unix.Close(cfg.Socket)
+		}
 		return nil, err
 	}
 	c := &Conn{fd: -1, log: cfg.Log, rx: newReceiver()}
@@ -138,32 +144,48 @@ func Listen(cfg Config) (*Conn, error) {
 func (c *Conn) open(cfg *Config) error {
 	ip := cfg.Local.Addr().Unmap()
 	c.v6 = ip.Is6()
-	family := unix.AF_INET
-	if c.v6 {
-		family = unix.AF_INET6
+	if c.fd = cfg.Socket; c.fd == 0 {
+		fd, err := unix.Socket(family(ip), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
+		if err != nil {
+			c.fd = -1
+			return os.NewSyscallError("socket", err)
+		}
+		c.fd = fd
 	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	c.fd = fd
 	if err := c.setOptions(cfg); err != nil {
 		return err
 	}
-	if err := unix.Bind(fd, sockaddr(ip, cfg.Local.Port())); err != nil {
-		return os.NewSyscallError("bind", err)
+	if cfg.Socket == 0 {
+		if err := unix.Bind(c.fd, sockaddr(ip, cfg.Local.Port())); err != nil {
+			return os.NewSyscallError("bind", err)
+		}
 	}
-	sa, err := unix.Getsockname(fd)
+	sa, err := unix.Getsockname(c.fd)
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		c.local = netip.AddrPortFrom(ip, uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		c.local = netip.AddrPortFrom(ip, uint16(sa.Port))
+	c.local = addrPort(sa)
+	if port := cfg.Local.Port(); c.local.Addr() != ip || port != 0 && c.local.Port() != port {
+		return fmt.Errorf("the socket kept is bound to %v", c.local)
 	}
 	return nil
+}
+
+func family(ip netip.Addr) int {
+	if ip.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
 }
 
 func sockaddr(ip netip.Addr, port uint16) unix.Sockaddr {
@@ -209,6 +231,8 @@ func (c *Conn) setOptions(cfg *Config) error {
 			c.log.Warn("udp: kernel lacks segmentation offload, every packet is sent alone",
 				"addr", cfg.Local, "send", c.gso, "receive", c.gro, "minimum", "Linux 5.0")
 		}
+	} else if cfg.Socket != 0 {
+		_ = unix.SetsockoptInt(c.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0) // what it had before
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -62,8 +63,17 @@ type Config struct {
 	PodMTUBytes int
 	// BufferBytes sizes each socket's buffers; 0: udp.DefaultBufferBytes.
 	BufferBytes int
+	// Keeper keeps the sockets beyond this process; nil: they end with it.
+	Keeper Keeper
 	// Log gets state changes; nil: slog.Default().
 	Log *slog.Logger
+}
+
+// Keeper keeps descriptors under names. Put keeps duplicates, Get returns what the
+// caller then owns.
+type Keeper interface {
+	Put(name string, fds []int) error
+	Get(name string) ([]int, error)
 }
 
 const maxSockets = 64
@@ -233,13 +243,7 @@ func (t *Tunnel) listen(us []underlay) ([][]*udp.Conn, error) {
 func (t *Tunnel) listenPort(us []underlay, port uint16) ([]*udp.Conn, error) {
 	var set []*udp.Conn
 	for _, u := range us {
-		c, err := udp.Listen(udp.Config{
-			Local:       netip.AddrPortFrom(u.addr, port),
-			BufferBytes: t.cfg.BufferBytes,
-			Offload:     t.cfg.Offload,
-			PathMTU:     t.learn,
-			Log:         t.cfg.Log,
-		})
+		c, err := t.listenOn(netip.AddrPortFrom(u.addr, port))
 		if err != nil {
 			closeAll([][]*udp.Conn{set})
 			return nil, err
@@ -250,6 +254,31 @@ func (t *Tunnel) listenPort(us []underlay, port uint16) ([]*udp.Conn, error) {
 		set = append(set, c)
 	}
 	return set, nil
+}
+
+// listenOn opens a socket, or takes the one that was kept from before: what came in
+// meanwhile is still in it.
+func (t *Tunnel) listenOn(local netip.AddrPort) (*udp.Conn, error) {
+	cfg := udp.Config{
+		Local: local, BufferBytes: t.cfg.BufferBytes, Offload: t.cfg.Offload, PathMTU: t.learn, Log: t.cfg.Log,
+	}
+	if t.cfg.Keeper == nil {
+		return udp.Listen(cfg)
+	}
+	name := fmt.Sprintf("tunnel/%s/%d", strings.ReplaceAll(local.Addr().String(), ":", "-"), local.Port())
+	if fds, err := t.cfg.Keeper.Get(name); err == nil {
+		cfg.Socket = fds[0]
+		return udp.Listen(cfg)
+	}
+	c, err := udp.Listen(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.cfg.Keeper.Put(name, []int{c.FD()}); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 func closeAll(sets [][]*udp.Conn) {
