@@ -90,6 +90,8 @@ func (j *addition) lease() error {
 		Key:   j.attachment.key,
 		Netns: j.attachment.netns,
 		Pod:   j.attachment.pod,
+
+		PortMappings: j.conf.Ports,
 	})
 	if err != nil {
 		failure := daemonError("cannot lease an address", err)

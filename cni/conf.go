@@ -22,12 +22,13 @@ const pluginType = "vswitch-cni"
 // conf is the network configuration of stdin, validated.
 type conf struct {
 	CNIVersion string
-	Network    string            // "name"
-	Socket     string            // of the daemon; DefaultSocket if absent
-	Plain      bool              // "offload": "off": the TAP gets no virtio-net header
-	Labels     map[string]string // args.cni.labels
-	DNS        types.DNS         // handed through to the result
-	Prev       *types100.Result  // nil: no prevResult
+	Network    string               // "name"
+	Socket     string               // of the daemon; DefaultSocket if absent
+	Plain      bool                 // "offload": "off": the TAP gets no virtio-net header
+	Labels     map[string]string    // args.cni.labels
+	Ports      []*apiv1.PortMapping // runtimeConfig.portMappings
+	DNS        types.DNS            // handed through to the result
+	Prev       *types100.Result     // nil: no prevResult
 	// Valid is the list a GC gives; nil: there was none, which isn't the same as
 	// an empty one.
 	Valid []types.GCAttachment
@@ -45,6 +46,8 @@ type confJSON struct {
 	PrevResult json.RawMessage `json:"prevResult"`
 	// Args is free for anybody's use (CNI conventions); argsJSON is our part.
 	Args json.RawMessage `json:"args"`
+	// RuntimeConfig is what the runtime gives for the capabilities asked for.
+	RuntimeConfig json.RawMessage `json:"runtimeConfig"`
 	// Two names: the specification's, and the one its first edition had.
 	Valid    json.RawMessage `json:"cni.dev/valid-attachments"`
 	ValidOld json.RawMessage `json:"cni.dev/attachments"`
@@ -117,6 +120,9 @@ func parseConf(stdin []byte, s strictness) (*conf, error) {
 	if c.Labels, err = parseLabels(raw.Args); err != nil {
 		return nil, err
 	}
+	if c.Ports, err = parsePorts(raw.RuntimeConfig); err != nil {
+		return nil, err
+	}
 	if c.Prev, err = parsePrev(raw.PrevResult); err != nil {
 		return nil, err
 	}
@@ -124,7 +130,7 @@ func parseConf(stdin []byte, s strictness) (*conf, error) {
 }
 
 // checkKeys finds keys that ask for something the plugin doesn't do, such as
-// ipam, ipMasq, or a runtimeConfig with port mappings.
+// ipam, ipMasq, or a runtimeConfig with a bandwidth.
 func checkKeys(stdin []byte) error {
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(stdin, &all); err != nil {
@@ -134,7 +140,8 @@ func checkKeys(stdin []byte) error {
 		value := all[key]
 		switch {
 		case slices.Contains(knownKeys, key), strings.HasPrefix(key, "cni.dev/"):
-		case (key == "runtimeConfig" || key == "capabilities" || key == "ipam") && empty(value):
+		case (key == "runtimeConfig" || key == "capabilities") && empty(value, portMappings):
+		case key == "ipam" && empty(value):
 			// A runtime that hands over every key, or one with nothing to say.
 		default:
 			return unsupportedError(key, value)
@@ -144,14 +151,14 @@ func checkKeys(stdin []byte) error {
 }
 
 // empty reports whether a JSON value says nothing: null, {}, or a dictionary of
-// nothing but false.
-func empty(value json.RawMessage) bool {
+// nothing but false and what is known.
+func empty(value json.RawMessage, known ...string) bool {
 	var m map[string]any
 	if err := json.Unmarshal(value, &m); err != nil {
 		return false
 	}
-	for _, v := range m {
-		if v != false {
+	for k, v := range m {
+		if v != false && !slices.Contains(known, k) {
 			return false
 		}
 	}

@@ -2,7 +2,9 @@ package cni
 
 import (
 	"errors"
+	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,7 +51,16 @@ func TestConfRefusesWhatItCannotDo(t *testing.T) {
 		{"a key in the wrong case", with(`"Socket":"/x"`), 2, 0, "Socket"},
 		{"address management of its own", with(`"ipam":{"type":"host-local"}`), 2, 0, "host-local"},
 		{"masquerading", with(`"ipMasq":true`), 2, 0, "ipMasq"},
-		{"port mappings", with(`"runtimeConfig":{"portMappings":[{"hostPort":80}]}`), 2, 0, "portMappings"},
+		{"port mappings", with(`"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp","hostIP":""}]}`), 0, 0, ""},
+		{"another capability", with(`"capabilities":{"portMappings":true,"bandwidth":true}`), 2, 0, "bandwidth"},
+		{"what another capability gives", with(`"runtimeConfig":{"bandwidth":{"ingressRate":1}}`), 2, 0, "bandwidth"},
+		{"port mappings that are no list", with(`"runtimeConfig":{"portMappings":{}}`), 6, 0, "portMappings"},
+		{"a port of the host that is none", with(`"runtimeConfig":{"portMappings":[{"hostPort":0,"containerPort":80}]}`), 7, 0, "portMappings[0].hostPort: 0"},
+		{"a port of the container that is none", with(`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":65536}]}`), 7, 0, "containerPort: 65536"},
+		{"a port that is text", with(`"runtimeConfig":{"portMappings":[{"hostPort":"80"}]}`), 6, 0, "portMappings"},
+		{"a protocol that host sockets don't have", with(`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"sctp"}]}`), 7, 0, "want tcp or udp"},
+		{"a host address that is none", with(`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"web"}]}`), 7, 0, `hostIP: "web"`},
+		{"a host port to two places", with(`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80},{"hostPort":80,"containerPort":81}]}`), 7, 0, "leads to 80 already"},
 		{"no runtime configuration to speak of", with(`"runtimeConfig":{},"capabilities":{"portMappings":false},"ipam":{}`), 0, 0, ""},
 		{"a reserved key", with(`"cni.dev/whatever":1`), 0, 0, ""},
 		{"arguments for others", with(`"args":{"other":{"a":1},"cni":{"ips":["192.0.2.1"]}}`), 0, 0, ""},
@@ -166,4 +177,23 @@ func FuzzConf(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestPortMappings(t *testing.T) {
+	c, err := parseConf([]byte(with(`"runtimeConfig":{"portMappings":[
+		{"hostPort":8080,"containerPort":80,"protocol":"TCP"},
+		{"hostPort":53,"containerPort":5353,"protocol":"udp","hostIP":"::ffff:192.0.2.1"},
+		{"hostPort":8080,"containerPort":80},
+		{"hostPort":8080,"containerPort":81,"protocol":"udp"}]}`)), strict)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range c.Ports {
+		got = append(got, fmt.Sprintf("%s/%d/%s->%d", p.HostIp, p.HostPort, p.Protocol, p.ContainerPort))
+	}
+	want := []string{"/8080/tcp->80", "192.0.2.1/53/udp->5353", "/8080/udp->81"}
+	if !slices.Equal(got, want) {
+		t.Errorf("port mappings %q, want %q", got, want)
+	}
 }

@@ -58,7 +58,18 @@ type Request struct {
 	Key
 	Netns string // path of the pod's network namespace; never opened
 	Pod   Pod
+	Ports []PortMapping // of the host, that lead to the pod
 }
+
+// PortMapping is a port of the host that leads to a pod.
+type PortMapping struct {
+	HostIP   netip.Addr       `json:"hostIP,omitzero"` // the one it is for; zero: all
+	HostPort uint16           `json:"hostPort"`
+	PodPort  uint16           `json:"podPort"`
+	Protocol control.Protocol `json:"protocol"` // TCP or UDP
+}
+
+func (p PortMapping) String() string { return fmt.Sprintf("%d/%v", p.HostPort, p.Protocol) }
 
 // State is where an attachment is in its life.
 type State uint8
@@ -87,6 +98,7 @@ type Attachment struct {
 	Key
 	Netns    string
 	Pod      Pod
+	Ports    []PortMapping
 	Addrs    []netip.Addr // one a family at most
 	MAC      frame.MAC
 	MTUBytes int
@@ -123,6 +135,14 @@ type Routes interface {
 	DeleteHost(netip.Addr) bool
 }
 
+// HostPorts opens ports of the host that lead to pods.
+type HostPorts interface {
+	// Open opens all of an attachment's port mappings, or none.
+	Open(*Attachment) error
+	// Close closes them; those that aren't open are no error.
+	Close(*Attachment)
+}
+
 // Publisher tells the cluster of this node's pods. It never waits.
 type Publisher interface {
 	PublishPod(*corev1.Pod)
@@ -137,6 +157,7 @@ var (
 	ErrExists   = errors.New("the attachment exists")
 	ErrNotFound = errors.New("no such attachment")
 	ErrNotReady = errors.New("the node has no pod CIDR yet")
+	ErrPortUsed = errors.New("the port of the host leads to another pod")
 	ErrToken    = errors.New("the token names no attachment that waits for queues")
 )
 

@@ -23,6 +23,8 @@ type Config struct {
 	Ports     Ports
 	Routes    Routes
 	Publisher Publisher
+	// HostPorts is nil where this node gives pods no ports of the host.
+	HostPorts HostPorts
 	FDs       fdstore.Store
 	OpenQueue OpenQueue
 	// Forget drops the flows of a pod that has gone: those that name one of its addresses.
@@ -124,7 +126,8 @@ func (m *Manager) Restore() []Attachment {
 }
 
 // Add leases addresses for a new attachment, pending until its queues come. Errors:
-// *InvalidError, ErrExists, ErrNotReady, ErrExhausted, or what the disk said.
+// *InvalidError, ErrExists, ErrPortUsed, ErrNotReady, ErrExhausted, or what the
+// disk said.
 func (m *Manager) Add(r Request) (Attachment, error) {
 	if err := r.validate(); err != nil {
 		return Attachment{}, err
@@ -137,13 +140,16 @@ func (m *Manager) Add(r Request) (Attachment, error) {
 	case m.sameInterface(r.Key) != nil:
 		return Attachment{}, fmt.Errorf("%w: %v", ErrExists, r.Key)
 	}
+	if err := m.checkPorts(&r); err != nil {
+		return Attachment{}, err
+	}
 	addrs, err := m.leases.Lease(holder(r.Key))
 	if err != nil {
 		return Attachment{}, err
 	}
 	e := &entry{
 		Attachment: Attachment{
-			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Addrs: addrs, MAC: newMAC(),
+			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Ports: r.Ports, Addrs: addrs, MAC: newMAC(),
 			MTUBytes: m.cfg.MTUBytes, Queues: m.cfg.Queues, State: Pending, Token: newToken(),
 		},
 		expires: time.Now().Add(m.cfg.Timeout),

@@ -79,6 +79,12 @@ func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
 	for _, a := range e.Addrs {
 		m.cfg.Routes.SetHost(a, fib.NextHop{Kind: fib.Port, Index: port})
 	}
+	if err := m.openHostPorts(e); err != nil {
+		for _, a := range e.Addrs {
+			m.cfg.Routes.DeleteHost(a)
+		}
+		return errors.Join(err, m.cfg.Ports.RemovePort(port))
+	}
 	e.port, e.State, e.Token, e.Plain = port, Attached, "", f&tap.VNet == 0
 	m.cfg.Publisher.PublishPod(m.Record(&e.Attachment))
 	return nil
@@ -112,6 +118,7 @@ func (m *Manager) openQueues(fds []int, f tap.Features) ([]vswitch.Queue, error)
 func (m *Manager) detach(e *entry) error {
 	var errs []error
 	if e.State == Attached {
+		m.closeHostPorts(e)
 		for _, a := range e.Addrs {
 			m.cfg.Routes.DeleteHost(a)
 		}

@@ -33,6 +33,8 @@ type record struct {
 	MAC      frame.MAC    `json:"mac"`
 	MTUBytes int          `json:"mtuBytes"`
 	Plain    bool         `json:"plain,omitempty"`
+	// Ports came later; a daemon that doesn't know them leaves them closed.
+	Ports []PortMapping `json:"ports,omitempty"`
 }
 
 // File is Records in one file.
@@ -62,7 +64,7 @@ func (f *File) Load() ([]Attachment, error) {
 	for _, r := range file.Attachments {
 		all = append(all, Attachment{
 			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Addrs: r.Addrs, MAC: r.MAC,
-			MTUBytes: r.MTUBytes, Plain: r.Plain,
+			MTUBytes: r.MTUBytes, Plain: r.Plain, Ports: r.Ports,
 		})
 	}
 	return all, nil
@@ -75,7 +77,7 @@ func (f *File) Save(all []Attachment) error {
 		a := &all[i]
 		file.Attachments = append(file.Attachments, record{
 			Key: a.Key, Netns: a.Netns, Pod: a.Pod, Addrs: a.Addrs, MAC: a.MAC,
-			MTUBytes: a.MTUBytes, Plain: a.Plain,
+			MTUBytes: a.MTUBytes, Plain: a.Plain, Ports: a.Ports,
 		})
 	}
 	return f.state().Write(file)

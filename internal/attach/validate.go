@@ -48,6 +48,11 @@ func (r *Request) validate() error {
 	case len(r.Pod.UID) > maxUIDBytes || strings.ContainsFunc(r.Pod.UID, notPrintable):
 		return &InvalidError{"pod uid", r.Pod.UID, "at most 128 printable characters"}
 	}
+	for i := range r.Ports {
+		if err := r.Ports[i].validate(); err != nil {
+			return err
+		}
+	}
 	return validateLabels(r.Pod.Labels)
 }
 

@@ -2,8 +2,11 @@ package nodeapi
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"strings"
 
+	"vswitch/control"
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/internal/attach"
 )
@@ -14,12 +17,17 @@ const txQueueFrames = 1000
 
 // AddPod implements apiv1.NodeServer.
 func (s *Server) AddPod(_ context.Context, r *apiv1.AddPodRequest) (*apiv1.AddPodReply, error) {
+	ports, err := portsOf(r.GetPortMappings())
+	if err != nil {
+		return nil, statusOf(err)
+	}
 	a, err := s.cfg.Attachments.Add(attach.Request{
 		Key: keyOf(r.GetKey()), Netns: r.GetNetns(),
 		Pod: attach.Pod{
 			Namespace: r.GetPod().GetNamespace(), Name: r.GetPod().GetName(),
 			UID: r.GetPod().GetUid(), Labels: r.GetPod().GetLabels(),
 		},
+		Ports: ports,
 	})
 	if err != nil {
 		return nil, statusOf(err)
@@ -100,6 +108,7 @@ func wireAttachment(a *attach.Attachment) *apiv1.Attachment {
 		Pod: &apiv1.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Uid: a.Pod.UID, Labels: a.Pod.Labels},
 		Ips: hostPrefixes(a.Addrs), Mac: a.MAC.String(), MtuBytes: uint32(a.MTUBytes),
 		Queues: uint32(a.Queues), Plain: a.Plain, Attached: a.State == attach.Attached,
+		PortMappings: wirePorts(a.Ports),
 	}
 }
 
@@ -122,6 +131,47 @@ func (s *Server) gateways(addrs []netip.Addr) []string {
 				break
 			}
 		}
+	}
+	return out
+}
+
+func portsOf(mappings []*apiv1.PortMapping) ([]attach.PortMapping, error) {
+	var out []attach.PortMapping
+	for _, m := range mappings {
+		p := attach.PortMapping{HostPort: uint16(m.GetHostPort()), PodPort: uint16(m.GetContainerPort())}
+		if m.GetHostPort() > 65535 || m.GetContainerPort() > 65535 {
+			return nil, &attach.InvalidError{Field: "port mapping", Value: fmt.Sprintf("%d to %d", m.GetHostPort(), m.GetContainerPort()), Want: "ports 1 to 65535"}
+		}
+		switch m.GetProtocol() {
+		case "tcp":
+			p.Protocol = control.TCP
+		case "udp":
+			p.Protocol = control.UDP
+		default:
+			return nil, &attach.InvalidError{Field: "protocol of a port mapping", Value: m.GetProtocol(), Want: "tcp or udp"}
+		}
+		if m.GetHostIp() != "" {
+			a, err := netip.ParseAddr(m.GetHostIp())
+			if err != nil {
+				return nil, &attach.InvalidError{Field: "host_ip of a port mapping", Value: m.GetHostIp(), Want: "an IP address"}
+			}
+			p.HostIP = a
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func wirePorts(ports []attach.PortMapping) []*apiv1.PortMapping {
+	var out []*apiv1.PortMapping
+	for _, p := range ports {
+		m := &apiv1.PortMapping{
+			HostPort: uint32(p.HostPort), ContainerPort: uint32(p.PodPort), Protocol: strings.ToLower(p.Protocol.String()),
+		}
+		if p.HostIP.IsValid() {
+			m.HostIp = p.HostIP.String()
+		}
+		out = append(out, m)
 	}
 	return out
 }

@@ -38,7 +38,7 @@ func codeOf(err error) codes.Code {
 		return codes.NotFound
 	case errors.Is(err, ipam.ErrExhausted):
 		return codes.ResourceExhausted
-	case errors.Is(err, attach.ErrNotReady), errors.As(err, &conflict):
+	case errors.Is(err, attach.ErrNotReady), errors.Is(err, attach.ErrPortUsed), errors.As(err, &conflict):
 		return codes.FailedPrecondition
 	case errors.Is(err, control.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return codes.Unavailable
