@@ -11,9 +11,11 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/dns"
 )
 
 // Config is a node's configuration, complete and checked once Load returned it.
@@ -28,8 +30,9 @@ type Config struct {
 	ServiceCIDR  []netip.Prefix // ClusterIPs: likewise
 	LBCIDR       []netip.Prefix // of LoadBalancers: likewise; none: those of the nodes
 	ExternalIPs  bool           // services' spec.externalIPs are served
-	Zone         string         // label topology.kubernetes.io/zone of this node; empty: none
-	NodeBitsV4   int            // prefix length of a node's share of ClusterCIDR
+	DNS          DNS
+	Zone         string // label topology.kubernetes.io/zone of this node; empty: none
+	NodeBitsV4   int    // prefix length of a node's share of ClusterCIDR
 	NodeBitsV6   int
 	MTUBytes     int  // of pods; zero: what the underlay leaves
 	HostPorts    bool // open NodePorts on the host
@@ -49,6 +52,13 @@ type Store struct {
 	CA           string   // PEM files
 	Cert, Key    string
 	Insecure     bool // the embedded store may listen off loopback without TLS
+}
+
+// DNS is what the node answers pods' DNS questions by.
+type DNS struct {
+	Addrs    []netip.Addr     // service addresses at which it does; none: nowhere
+	Domain   string           // of the cluster's names
+	Upstream []netip.AddrPort // whom other names are asked of; none: the host's resolv.conf says
 }
 
 // Embedded reports whether this node runs the store itself.
@@ -88,6 +98,7 @@ func defaults() Config {
 		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		NodeBitsV4:  defaultNodeBitsV4,
 		NodeBitsV6:  defaultNodeBitsV6,
+		DNS:         DNS{Domain: "cluster.local"},
 		HostPorts:   true,
 		Workers:     min(runtime.NumCPU(), maxDefaultWorkers),
 		Offload:     true,
@@ -135,7 +146,22 @@ func (c *Config) validatePrefixes() error {
 			return fmt.Errorf("--service-cidr %v: pods have no address of this family; want --cluster-cidr to have one, or leave it out", service)
 		}
 	}
+	if err := c.validateDNS(); err != nil {
+		return err
+	}
 	return c.validateLBCIDR()
+}
+
+func (c *Config) validateDNS() error {
+	for _, a := range c.DNS.Addrs {
+		if !slices.ContainsFunc(c.ServiceCIDR, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return fmt.Errorf("--dns-address %v: lies in no --service-cidr %s; want a service address, or an empty --dns-address for none", a, join(c.ServiceCIDR))
+		}
+		if slices.Contains(c.DNS.Upstream, netip.AddrPortFrom(a, dns.ResolverPort)) {
+			return fmt.Errorf("--dns-upstream %v: is --dns-address itself; want a resolver of the host's network", a)
+		}
+	}
+	return nil
 }
 
 func (c *Config) validateLBCIDR() error {

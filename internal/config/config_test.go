@@ -59,6 +59,7 @@ func TestRunAloneIsComplete(t *testing.T) {
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		NodeBitsV4:  24, NodeBitsV6: 64,
+		DNS:       DNS{Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Domain: "cluster.local"},
 		HostPorts: true, Workers: c.Workers, Offload: true, Polling: true,
 		SocketPath: "/run/vswitch/vswitch.sock", StateDir: "/var/lib/vswitch",
 		UnderlayNote: "default route",
@@ -90,6 +91,10 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "service-cidr", value: "10.2.0.0/20", got: func(c *Config) any { return join(c.ServiceCIDR) }, want: "10.2.0.0/20"},
 		{name: "lb-cidr", value: "198.51.100.0/24", got: func(c *Config) any { return join(c.LBCIDR) }, want: "198.51.100.0/24"},
 		{name: "allow-external-ips", value: "true", got: func(c *Config) any { return c.ExternalIPs }, want: true},
+		{name: "dns-address", value: "10.96.0.53,fd00:10:96::53", got: func(c *Config) any { return join(c.DNS.Addrs) }, want: "10.96.0.53,fd00:10:96::53"},
+		{name: "dns-domain", value: "k8s.example.", got: func(c *Config) any { return c.DNS.Domain }, want: "k8s.example"},
+		{name: "dns-upstream", value: "192.0.2.53,[2001:db8::53]:5353,fe80::1%eth0", got: func(c *Config) any { return join(c.DNS.Upstream) },
+			want: "192.0.2.53:53,[2001:db8::53]:5353,[fe80::1%eth0]:53"},
 		{name: "zone", value: "eu-1a", got: func(c *Config) any { return c.Zone }, want: "eu-1a"},
 		{name: "node-cidr-size-v4", value: "26", got: func(c *Config) any { return c.NodeBitsV4 }, want: 26},
 		{name: "node-cidr-size-v6", value: "80", got: func(c *Config) any { return c.NodeBitsV6 }, want: 80},
@@ -169,6 +174,11 @@ func TestBadValues(t *testing.T) {
 		{"service-cidr in the cluster's", []string{"--service-cidr=10.244.9.0/24"}, []string{"--service-cidr 10.244.9.0/24", "overlaps --cluster-cidr 10.244.0.0/16"}},
 		{"service-cidr of a family pods lack", []string{"--cluster-cidr=10.244.0.0/16"}, []string{"--service-cidr fd00:10:96::/112", "no address of this family"}},
 		{"service-cidr no prefix", []string{"--service-cidr=x"}, []string{"--service-cidr", `"x"`, "CIDR[,CIDR]"}},
+		{"dns-address that is no service's", []string{"--dns-address=192.0.2.53"}, []string{"--dns-address 192.0.2.53", "--service-cidr 10.96.0.0/16"}},
+		{"dns-address no address", []string{"--dns-address=x"}, []string{"--dns-address", `"x"`, "ADDR[,ADDR]"}},
+		{"dns-domain no name", []string{"--dns-domain=a..b"}, []string{"--dns-domain", `"a..b"`, "cluster.local"}},
+		{"dns-upstream no address", []string{"--dns-upstream=dns.example.com"}, []string{"--dns-upstream", `"dns.example.com"`, "192.0.2.53:5353"}},
+		{"dns-upstream that is dns-address", []string{"--dns-upstream=10.96.0.10"}, []string{"--dns-upstream 10.96.0.10", "--dns-address itself"}},
 		{"lb-cidr among pods", []string{"--lb-cidr=10.244.9.0/24"}, []string{"--lb-cidr 10.244.9.0/24", "overlaps --cluster-cidr 10.244.0.0/16"}},
 		{"lb-cidr among services", []string{"--lb-cidr=10.96.9.0/24"}, []string{"--lb-cidr 10.96.9.0/24", "overlaps --service-cidr 10.96.0.0/16"}},
 		{"lb-cidr with the node in it", []string{"--underlay=192.0.2.7", "--lb-cidr=192.0.2.0/24"}, []string{"--lb-cidr 192.0.2.0/24", "holds 192.0.2.7"}},
@@ -307,4 +317,17 @@ func FuzzFile(f *testing.F) {
 		l.cfg.ConfigFile = path
 		_, _ = l.Load(func(string) (string, bool) { return "", false })
 	})
+}
+
+func TestDNSCanBeTurnedOff(t *testing.T) {
+	for name, s := range map[string]sources{
+		"by flag": {args: []string{"--dns-address="}}, "in the environment": {env: map[string]string{"VSWITCH_DNS_ADDRESS": ""}},
+		"in the file": {file: "dns-address: \"\"\n"}, "by services that have no tenth address": {args: []string{"--service-cidr=10.96.0.0/29"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c, err := load(t, s, lab{"a"}); err != nil || len(c.DNS.Addrs) != 0 {
+				t.Errorf("got %v, %v", c.DNS.Addrs, err)
+			}
+		})
+	}
 }

@@ -40,6 +40,9 @@ func (c *Config) fill(h host) error {
 		a, note := h.underlay()
 		c.Underlay, c.UnderlayNote = []netip.Addr{a}, note
 	}
+	if c.DNS.Addrs == nil {
+		c.DNS.Addrs = dnsAddrs(c.ServiceCIDR)
+	}
 	if c.SocketPath == "" {
 		c.SocketPath = h.socket()
 	}
@@ -51,6 +54,22 @@ func (c *Config) fill(h host) error {
 		c.StateDir = dir
 	}
 	return nil
+}
+
+// dnsAddrs are the addresses that installers of Kubernetes give to DNS: the tenth of
+// each range that has so many.
+func dnsAddrs(services []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range services {
+		a := p.Addr()
+		for range 10 {
+			a = a.Next()
+		}
+		if p.Contains(a) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 type thisHost struct{}

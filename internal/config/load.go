@@ -57,6 +57,9 @@ func (l *Loader) register() {
 	add("service-cidr", value[[]netip.Prefix]{&c.ServiceCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of service addresses, one a family")
 	add("lb-cidr", value[[]netip.Prefix]{&c.LBCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of the addresses that LoadBalancer services get, one a family, the same on every node (default: they are served at the nodes' addresses)")
 	flag("allow-external-ips", &c.ExternalIPs, "serve services' externalIPs: whoever may make a service can then take an address from this node's pods")
+	add("dns-address", value[[]netip.Addr]{&c.DNS.Addrs, "ADDR[,ADDR]", parseDNSAddrs, join[netip.Addr]}, "service `ADDR[,ADDR]` at which this node answers pods' DNS questions, unless a service has port 53 there; empty: it does not (default: the tenth address of each --service-cidr)")
+	add("dns-domain", value[string]{&c.DNS.Domain, "NAME", parseDomain, same}, "domain `NAME` of the cluster's services")
+	add("dns-upstream", value[[]netip.AddrPort]{&c.DNS.Upstream, "ADDR[:PORT][,...]", parseResolvers, join[netip.AddrPort]}, "`ADDR[:PORT][,...]` of the resolvers for all other names (default: those of /etc/resolv.conf)")
 	add("zone", value[string]{&c.Zone, "NAME", parseZone, same}, "`NAME` of the zone this node is in, for trafficDistribution and topology hints (default: none)")
 	add("node-cidr-size-v4", value[int]{&c.NodeBitsV4, "BITS", parseInt(1, 30, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv4 cluster CIDR")
 	add("node-cidr-size-v6", value[int]{&c.NodeBitsV6, "BITS", parseInt(1, 126, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv6 cluster CIDR")
@@ -112,7 +115,7 @@ func (l *Loader) Load(environ func(string) (string, bool)) (Config, error) {
 // ours tells this package's flags from those of the command library (help).
 func ours(f *pflag.Flag) bool {
 	switch f.Value.(type) {
-	case value[string], value[[]string], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.Prefix]:
+	case value[string], value[[]string], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
 		return true
 	}
 	return false

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"vswitch/internal/dns"
 )
 
 // value adapts a typed field to pflag.Value. A Set that fails leaves the field
@@ -253,4 +255,44 @@ func join[T fmt.Stringer](xs []T) string {
 		out = append(out, x.String())
 	}
 	return strings.Join(out, ",")
+}
+
+// parseDNSAddrs makes of the empty string an empty list, which is not nil: none are
+// wanted, where nil would be the default.
+func parseDNSAddrs(s string) ([]netip.Addr, error) {
+	if s == "" {
+		return []netip.Addr{}, nil
+	}
+	const want = "one service address, or an IPv4 and an IPv6 one: ADDR[,ADDR]"
+	return perFamily(s, want, func(s string) (netip.Addr, error) {
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" || a.Is4In6() {
+			return a, fmt.Errorf("%q is no address", s)
+		}
+		return a, nil
+	}, netip.Addr.Is4)
+}
+
+func parseDomain(s string) (string, error) {
+	s = strings.TrimSuffix(s, ".")
+	if len(s) > 200 || !nodeName.MatchString(s) { // below it there must be room for names
+		return "", errors.New("want a domain name of lower-case letters, digits, '-' and '.', such as cluster.local")
+	}
+	return s, nil
+}
+
+func parseResolvers(s string) ([]netip.AddrPort, error) {
+	var out []netip.AddrPort
+	for _, text := range strings.Split(s, ",") {
+		text = strings.TrimSpace(text)
+		at, err := netip.ParseAddrPort(text)
+		if a, aerr := netip.ParseAddr(text); aerr == nil {
+			at, err = netip.AddrPortFrom(a, dns.ResolverPort), nil
+		}
+		if err != nil || at.Port() == 0 || at.Addr().IsUnspecified() || at.Addr().IsMulticast() {
+			return nil, fmt.Errorf("%q: want addresses of resolvers such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:53", text)
+		}
+		out = append(out, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
+	}
+	return out, nil
 }

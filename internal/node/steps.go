@@ -188,13 +188,21 @@ func (n *node) confirmClaim(ctx context.Context, want control.Claim, file statef
 func (n *node) startForwarding() error {
 	programOwnRoutes(n.fib, &n.cfg, n.claim.PodCIDRs)
 	routers := routerAddrs(n.claim.PodCIDRs)
-	g, err := gateway.New(gateway.Config{
+	names, err := n.openDNS()
+	if err != nil {
+		return err
+	}
+	gc := gateway.Config{
 		Queues: n.cfg.Workers, MTUBytes: n.mtuBytes, MAC: vswitch.GatewayMAC,
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
 		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
-	})
+	}
+	if names != nil {
+		gc.DNS, gc.DNSAddrs = names, n.cfg.DNS.Addrs
+	}
+	g, err := gateway.New(gc)
 	if err != nil {
 		return err
 	}
