@@ -16,7 +16,7 @@ const (
 	defaultConnectionsPerPod  = 4096             // two goroutines and, while bytes move, 512 KiB of buffers each
 	defaultHalfOpenPerPod     = 256              // dials under way: what a scan or a SYN flood can hold
 	defaultSessionsPerPod     = 4096             // UDP and echo
-	defaultIngressConnections = 16384            // over all node ports
+	defaultIngressConnections = 16384            // over all services
 	defaultHostSockets        = 1024             // shared by all UDP and echo sessions; a goroutine each
 	defaultRingPackets        = 1024             // a queue's: 64 MiB at most, of super-frames
 	defaultDialTimeout        = 10 * time.Second // Linux retries a SYN at 1, 3 and 7 s
@@ -70,10 +70,13 @@ type Config struct {
 	DNS      DNS
 	DNSAddrs []netip.Addr
 
-	// NodePortAddrs are the host addresses on which node ports listen. Nil: every
-	// global address of the host's interfaces, looked up again every NodePortRetry.
+	// HostAddrs lists the addresses of the host. Nil: those of its interfaces.
+	HostAddrs func() ([]netip.Addr, error)
+	// NodePortAddrs are the host addresses on which node ports, and pods' host ports
+	// that name none, are open. Nil: every global address of the host's interfaces, as
+	// they come and go.
 	NodePortAddrs []netip.Addr
-	// NodePortLoopback adds 127.0.0.1 and ::1.
+	// NodePortLoopback adds 127.0.0.1 and ::1 for node ports.
 	NodePortLoopback bool
 	// NoNodePorts keeps every host port closed.
 	NoNodePorts bool
@@ -89,7 +92,7 @@ type Config struct {
 	ConnectionsPerPod  int // TCP through the host, 4,096
 	HalfOpenPerPod     int // of those, not yet connected: 256
 	SessionsPerPod     int // UDP and echo through the host, 4,096
-	IngressConnections int // TCP and UDP through node ports, all services: 16,384
+	IngressConnections int // TCP and UDP from outside, all services: 16,384
 	HostSockets        int // UDP and ping sockets opened for pods, 1,024
 	RingPackets        int // packets waiting for one switch worker, 1,024
 
@@ -131,6 +134,9 @@ func (c *Config) complete() error {
 	}
 	if c.IsLocalPod == nil {
 		c.IsLocalPod = func(netip.Addr) bool { return false }
+	}
+	if c.HostAddrs == nil {
+		c.HostAddrs = interfaceAddrs
 	}
 	if c.TakesIngress == nil {
 		c.TakesIngress = func(netip.Addr) bool { return false }

@@ -19,7 +19,9 @@
 //	egress.go    TCP of pods to the world
 //	relay.go     UDP and echo: sessions and the host sockets they share
 //	relay_out.go, relay_in.go  their two ways
-//	nodeport.go  host ports that are open for services
+//	entrance.go  ways in for clients outside: node ports, addresses of services, host ports
+//	listeners.go which of them are open at which address of the host
+//	listen.go    sockets that listen; healthcheck.go what load balancers ask
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined
 //	dns.go       the node's own DNS server
@@ -49,19 +51,19 @@ import (
 
 // Gateway is one node's. Its methods may be called from any goroutine.
 type Gateway struct {
-	cfg      Config
-	policy   *policy
-	services *services
-	usage    *usage
-	link     *link.Link
-	stack    *stack.Stack
-	refuser  *refuser
-	relay    *relay
-	dns      *dnsServer
-	ports    *nodePorts
-	exposed  exposed
-	counters counters
-	tick     atomic.Uint32
+	cfg       Config
+	policy    *policy
+	services  *services
+	usage     *usage
+	link      *link.Link
+	stack     *stack.Stack
+	refuser   *refuser
+	relay     *relay
+	dns       *dnsServer
+	listeners *listeners
+	exposed   exposed
+	counters  counters
+	tick      atomic.Uint32
 
 	ctx    context.Context // done when the gateway closes
 	cancel context.CancelFunc
@@ -82,7 +84,7 @@ func New(cfg Config) (*Gateway, error) {
 	g := &Gateway{cfg: cfg, services: newServices()}
 	g.policy = newPolicy(&g.cfg)
 	g.usage = newUsage(&g.cfg)
-	g.ports = newNodePorts(g)
+	g.listeners = newListeners(g)
 	var err error
 	g.link, err = link.New(link.Config{
 		Queues: cfg.Queues, RingPackets: cfg.RingPackets, MTUBytes: cfg.MTUBytes, MAC: cfg.MAC, Handler: g,
@@ -109,12 +111,21 @@ func New(cfg Config) (*Gateway, error) {
 // tidy advances the clock, ends what is idle and tends the node ports.
 func (g *Gateway) tidy() {
 	ticker := time.NewTicker(tickInterval)
+	var addrsChanged <-chan struct{} // never, where the kernel doesn't tell: then NodePortRetry finds out
+	if watch, err := watchAddrs(); err != nil {
+		g.cfg.Log.Warn("changes of the host's addresses are found by looking now and then", "interval", g.cfg.NodePortRetry, "err", err)
+	} else {
+		defer watch.close()
+		addrsChanged = watch.changed
+	}
 	defer ticker.Stop()
 	begin, swept, refreshed := time.Now(), time.Now(), time.Now()
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
+		case <-addrsChanged:
+			g.listeners.refresh()
 		case now := <-ticker.C:
 			g.tick.Store(uint32(now.Sub(begin) / tickInterval))
 			if now.Sub(swept) >= time.Second {
@@ -123,7 +134,7 @@ func (g *Gateway) tidy() {
 			}
 			if now.Sub(refreshed) >= g.cfg.NodePortRetry {
 				refreshed = now
-				g.ports.refresh()
+				g.listeners.refresh()
 			}
 		}
 	}
@@ -166,8 +177,8 @@ func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason
 func (g *Gateway) HasVIP(a *wire.Addr) bool { return g.services.hasVIP(a) || g.dns.hasAddr(a) }
 
 // PutService adds a service port or replaces the one of the same key. The value
-// is copied. An error means nothing changed. A node port that can't be opened is
-// no error: it is logged, listed by NodePorts and tried again.
+// is copied. An error means nothing changed. A host port that can't be opened is
+// no error: it is logged, listed by Listeners and tried again.
 func (g *Gateway) PutService(s Service) error {
 	if err := s.validate(); err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
@@ -175,7 +186,7 @@ func (g *Gateway) PutService(s Service) error {
 	next := s.clone()
 	g.change.Lock()
 	defer g.change.Unlock()
-	if err := g.ports.conflict(next); err != nil {
+	if err := g.listeners.conflict(next); err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
 	prev, now, gone, err := g.services.put(next)
@@ -183,7 +194,7 @@ func (g *Gateway) PutService(s Service) error {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
 	}
 	g.exposed.replace(prev.service(), next)
-	g.ports.replace(prev, now)
+	g.listeners.replace(prev, now)
 	g.tellGone(gone)
 	return nil
 }
@@ -194,7 +205,7 @@ func (g *Gateway) DeleteService(key ServiceKey) error {
 	defer g.change.Unlock()
 	prev, gone := g.services.delete(key)
 	g.exposed.replace(prev.service(), nil)
-	g.ports.replace(prev, nil)
+	g.listeners.replace(prev, nil)
 	g.tellGone(gone)
 	return nil
 }
@@ -208,8 +219,8 @@ func (g *Gateway) tellGone(gone []Gone) {
 	}
 }
 
-// NodePorts lists the host ports of services and what became of each.
-func (g *Gateway) NodePorts() []NodePortStatus { return g.ports.status() }
+// Listeners lists what is open on the host for clients outside, or should be.
+func (g *Gateway) Listeners() []ListenerStatus { return g.listeners.status() }
 
 // abortPause is how often Close looks for handshakes that began meanwhile.
 const abortPause = 20 * time.Millisecond
@@ -221,10 +232,10 @@ func (g *Gateway) Close() error {
 	g.closing.Do(func() {
 		g.cancel()
 		g.janitor.Wait()
-		g.ports.close()
+		g.listeners.close()
 		g.connections.close()
 		g.awaitDials()
-		g.ports.serving.Wait()
+		g.listeners.serving.Wait()
 		g.dns.close()
 		g.relay.close()
 		g.stack.Destroy()

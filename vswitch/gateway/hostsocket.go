@@ -52,7 +52,7 @@ const (
 // goroutine: Close waits until no call on the descriptor is under way.
 type hostSocket struct {
 	kind socketKind
-	port *nodePort // a node port's listener; nil: opened for pods
+	by   *entrance // whose listener it is; nil: opened for pods
 	file *os.File
 	raw  syscall.RawConn
 
@@ -209,7 +209,7 @@ func (s *hostSocket) drain(fd int, onDatagram func(*received), onError func(*hos
 		case err == unix.EINTR:
 			continue
 		case err == unix.EAGAIN:
-			if s.port == nil {
+			if s.by == nil {
 				drainErrors(fd, buf[:], onError)
 			}
 			return false

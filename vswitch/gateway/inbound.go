@@ -26,7 +26,9 @@ func (g *Gateway) Inbound(f *frame.Frame, h *wire.Headers) bool {
 	case h.Proto == wire.ProtoTCP:
 		f.Drop = g.judgeTCP(f, h)
 		return f.Drop != drop.None
-	case h.IsICMPError(), h.Fragment && canRelay(h.Proto):
+	case h.IsICMPError():
+		return g.relay.sourceTaken(f.Bytes(), h)
+	case h.Fragment && canRelay(h.Proto):
 		return false
 	case h.Proto == wire.ProtoUDP && g.dns.takes(h):
 		f.Drop = g.dns.fromFrame(f, h)

@@ -10,12 +10,12 @@ import (
 	"vswitch/vswitch/drop"
 )
 
-// TCP of the world to pods, by way of node ports. The host's kernel has accepted
+// TCP of the world to pods, by way of the host's ports. The host's kernel has accepted
 // the connection by the time we see it; a client whose endpoint then can't be
 // reached gets a reset.
 
 // serveClient carries one accepted connection to its end.
-func (g *Gateway) serveClient(client *net.TCPConn, p *nodePort) {
+func (g *Gateway) serveClient(client *net.TCPConn, e *entrance) {
 	if g.counters.ingressOpen.Add(1) > int64(g.cfg.IngressConnections) {
 		g.counters.ingressOpen.Add(-1)
 		g.counters.ingressRefused.Add(1)
@@ -24,15 +24,14 @@ func (g *Gateway) serveClient(client *net.TCPConn, p *nodePort) {
 	}
 	defer g.counters.ingressOpen.Add(-1)
 	g.counters.ingressTotal.Add(1)
-	from := unmapped(client.RemoteAddr())
-	g.serveClientAs(client, from, p)
+	g.serveClientAs(client, unmapped(client.RemoteAddr()), e)
 }
 
 // serveClientAs is serveClient for a client known by the address from.
-func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, p *nodePort) {
-	ep, reason := p.pick(from.Addr(), g.tick.Load())
+func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, e *entrance) {
+	ep, reason := e.pick(from.Addr(), g.tick.Load())
 	if reason != drop.None {
-		g.counters.ingressRefused.Add(1)
+		g.counters.refused(reason)
 		reset(client)
 		return
 	}
@@ -47,15 +46,27 @@ func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, p *nod
 		reset(client)
 		return
 	}
-	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
-	pod, err := dialPod(ctx, g.stack, src, to)
-	cancel()
+	pod, err := g.dialAs(src, to)
 	if err != nil {
 		g.counters.ingressFailed.Add(1)
 		reset(client)
 		return
 	}
 	(&splice{host: client, pod: pod, g: g}).run()
+}
+
+// dialAs connects to a pod in the name of src. A client's address is promised, its
+// port is not: it may have a connection from that port to the same pod by another
+// node port, here or by way of another node, and then the switch refuses. So a
+// refusal is believed the second time, from another port.
+func (g *Gateway) dialAs(src, to netip.AddrPort) (*podConn, error) {
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
+	defer cancel()
+	pod, err := dialPod(ctx, g.stack, src, to)
+	if err != nil && ctx.Err() == nil && src.Port() != 0 {
+		pod, err = dialPod(ctx, g.stack, netip.AddrPortFrom(src.Addr(), 0), to)
+	}
+	return pod, err
 }
 
 // serveByHost joins a client with an endpoint that is no pod: a program on a

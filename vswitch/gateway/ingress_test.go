@@ -143,10 +143,10 @@ func TestClientAddressIsKept(t *testing.T) {
 		if err := g.PutService(published(wire.ProtoTCP, 30080)); err != nil {
 			t.Fatal(err)
 		}
-		p := g.ports.want[portKey{30080, wire.ProtoTCP}]
+		p := g.listeners.slots[portKey{30080, wire.ProtoTCP}].entrances[0]
 		for i, port := range []string{"its port too", "another port, as its own is in use"} {
 			client, accepted := tcpPair(t)
-			g.ports.serving.Go(func() { g.serveClientAs(accepted, fam.outside, p) })
+			g.listeners.serving.Go(func() { g.serveClientAs(accepted, fam.outside, p) })
 			client.Write([]byte("x"))
 			if _, err := client.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
@@ -161,8 +161,12 @@ func TestClientAddressIsKept(t *testing.T) {
 
 func TestWhoseAddressIsKept(t *testing.T) {
 	node := netip.MustParseAddr("203.0.113.4")
-	g := newTestGateway(t, func(c *Config) { c.IsNode = func(a netip.Addr) bool { return a == node } })
 	remote4, remote6 := netip.MustParseAddr("10.244.2.9"), netip.MustParseAddr("fd00:10:244:2::9")
+	takes4, takes6 := netip.MustParseAddr("10.244.3.9"), netip.MustParseAddr("fd00:10:244:3::9") // on a node that takes clients' addresses
+	g := newTestGateway(t, func(c *Config) {
+		c.IsNode = func(a netip.Addr) bool { return a == node }
+		c.TakesIngress = func(a netip.Addr) bool { return a == takes4 || a == takes6 }
+	})
 	for _, c := range []struct {
 		name     string
 		client   string
@@ -174,6 +178,9 @@ func TestWhoseAddressIsKept(t *testing.T) {
 		{"from a private network outside", "192.168.7.7", pod4, true},
 		{"from outside to a pod elsewhere", "198.51.100.7", remote4, false},
 		{"from outside to a pod elsewhere, IPv6", "2001:db8:77::7", remote6, false},
+		{"from outside to a pod of a node that takes it", "198.51.100.7", takes4, true},
+		{"from outside to a pod of a node that takes it, IPv6", "2001:db8:77::7", takes6, true},
+		{"from a node to a pod of another", "203.0.113.4", takes4, false},
 		{"from a node", "203.0.113.4", pod4, false},
 		{"from a pod", "10.244.2.9", pod4, false},
 		{"from a VIP", "10.96.0.1", pod4, false},
@@ -262,7 +269,7 @@ func TestUDPClientAddressIsKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(sock.close)
-			sock.port = g.ports.want[portKey{30053, wire.ProtoUDP}]
+			sock.by = g.listeners.slots[portKey{30053, wire.ProtoUDP}].entrances[0]
 			s := g.relay.openFromHost(sock, fam.outside)
 			if s == nil {
 				t.Fatal("no session")
@@ -372,8 +379,8 @@ func TestNodePortHeldByAnotherIsTriedAgain(t *testing.T) {
 	if err := g.PutService(published(wire.ProtoTCP, port)); err != nil {
 		t.Fatal(err)
 	}
-	status := func() (s NodePortStatus) {
-		for _, s := range g.NodePorts() {
+	status := func() (s ListenerStatus) {
+		for _, s := range g.Listeners() {
 			if s.Addr.Addr().Is4() {
 				return s
 			}
@@ -416,7 +423,7 @@ func TestNodePortToAProgramOfANode(t *testing.T) {
 		}
 	}()
 	client, accepted := tcpPair(t)
-	g.ports.serving.Go(func() { g.serveByHost(accepted, l.Addr().(*net.TCPAddr).AddrPort()) })
+	g.listeners.serving.Go(func() { g.serveByHost(accepted, l.Addr().(*net.TCPAddr).AddrPort()) })
 	exchange(t, client, 1<<20)
 }
 

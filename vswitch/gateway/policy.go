@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -45,20 +44,12 @@ func newPolicy(c *Config) *policy {
 	return p
 }
 
-// refreshHostAddrs looks up the addresses of the host's interfaces.
+// refreshHostAddrs looks up the addresses of the host.
 func (p *policy) refreshHostAddrs() {
-	var own []netip.Addr
-	as, err := net.InterfaceAddrs()
+	own, err := p.cfg.HostAddrs()
 	if err != nil {
 		p.cfg.Log.Warn("host addresses can't be read", "err", err)
 		return // the last list stays
-	}
-	for _, a := range as {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				own = append(own, ip.Unmap())
-			}
-		}
 	}
 	p.hostAddrs.Store(&own)
 }

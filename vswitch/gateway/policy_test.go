@@ -10,13 +10,13 @@ import (
 func TestPodsDoNotConnectToTheStore(t *testing.T) {
 	node := netip.MustParseAddr("192.0.2.2")
 	loopback := netip.MustParseAddr("10.0.2.2")
+	own := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	p := newPolicy(&Config{
+		HostAddrs:    func() ([]netip.Addr, error) { return own, nil },
 		DeniedTCP:    []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:2379"), netip.MustParseAddrPort("0.0.0.0:2479")},
 		IsNode:       func(a netip.Addr) bool { return a == node },
 		HostLoopback: []netip.Addr{loopback},
 	})
-	own := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
-	p.hostAddrs.Store(&own)
 	tests := []struct {
 		name, dst string
 		want      bool

@@ -126,7 +126,7 @@ func (r *relay) insert(s *session) drop.Reason {
 	s.sock.mu.Lock()
 	s.sock.peers[s.remote] = s
 	s.sock.mu.Unlock()
-	if s.port == nil {
+	if s.by == nil {
 		pp := podPort{s.inside.Src, s.inside.SrcPort, s.inside.Proto}
 		if h := r.homes[pp]; h == nil {
 			r.homes[pp] = &home{sock: s.sock, sessions: 1}
@@ -151,7 +151,7 @@ func (r *relay) remove(s *session) {
 	s.sock.mu.Lock()
 	delete(s.sock.peers, s.remote)
 	s.sock.mu.Unlock()
-	if s.port == nil {
+	if s.by == nil {
 		pp := podPort{s.inside.Src, s.inside.SrcPort, s.inside.Proto}
 		if h := r.homes[pp]; h.sessions == 1 {
 			delete(r.homes, pp)

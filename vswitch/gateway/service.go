@@ -22,8 +22,9 @@ type Endpoint struct {
 	// Cluster and Local: it takes new flows where the policy is Cluster, or Local.
 	// An endpoint with neither keeps its connections and takes no new ones.
 	Cluster, Local bool
-	// OnNode: it runs on this node.
-	OnNode bool
+	// OnNode: it runs on this node. Ready: it is not merely finishing what it has, so
+	// it counts where a load balancer asks for this node's health.
+	OnNode, Ready bool
 }
 
 // compare orders endpoints by pod, then by where it listens.

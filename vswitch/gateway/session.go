@@ -24,7 +24,7 @@ type session struct {
 	route  *stack.Route // for packets to the pod
 	hash   uint32       // spreads sessions over the switch's queues
 
-	port     *nodePort // the node port it came in by; nil: the pod began it
+	by       *entrance // what it came in by; nil: the pod began it
 	endpoint uint64    // and the identity of the endpoint chosen
 
 	used     atomic.Uint32 // tick of the last datagram
@@ -48,7 +48,7 @@ func (s *session) idleLimit(short, stream uint32) uint32 {
 // likelihood: each question was answered, and either it is DNS, whose clients
 // take a new port for every question (RFC 5452 section 9.2), or it rests.
 func (s *session) recyclable(tick uint32) bool {
-	if s.port != nil || s.toPod.Load() < s.fromPod.Load() {
+	if s.by != nil || s.toPod.Load() < s.fromPod.Load() {
 		return false
 	}
 	return s.inside.DstPort == portDNS && s.inside.Proto == wire.ProtoUDP || tick-s.used.Load() >= 5*ticksPerSec

@@ -1,6 +1,10 @@
 package gateway
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"vswitch/vswitch/drop"
+)
 
 // Stats are the gateway's counters since New. A frame that was not carried is
 // counted by the switch too, under its drop reason and port.
@@ -14,10 +18,11 @@ type Stats struct {
 	EgressCapped    uint64 // refused for a cap
 	EgressForbidden uint64 // refused for the destination
 
-	IngressOpen    int    // connections and UDP sessions of node ports, now
-	IngressTotal   uint64 // accepted
-	IngressRefused uint64 // refused: no endpoint, or a cap
-	IngressFailed  uint64 // the endpoint could not be reached
+	IngressOpen      int    // connections and UDP sessions from outside, now
+	IngressTotal     uint64 // accepted
+	IngressRefused   uint64 // refused: no endpoint, or a cap
+	IngressFailed    uint64 // the endpoint could not be reached
+	IngressForbidden uint64 // refused for the client's address (SourceRanges)
 
 	Sessions         int    // UDP and echo, now
 	SessionsTotal    uint64 // created
@@ -40,7 +45,7 @@ type counters struct {
 	egressOpen, ingressOpen, sessions, hostSockets atomic.Int64
 
 	egressDialed, egressRefused, egressFailed, egressCapped, egressForbidden atomic.Uint64
-	ingressTotal, ingressRefused, ingressFailed                              atomic.Uint64
+	ingressTotal, ingressRefused, ingressFailed, ingressForbidden            atomic.Uint64
 	dnsQueries, dnsCapped                                                    atomic.Uint64
 	sessionsTotal, sessionsRecycled                                          atomic.Uint64
 	datagramsOut, datagramsIn, unsolicited, echoForbidden, bytes             atomic.Uint64
@@ -58,6 +63,7 @@ func (g *Gateway) Stats() Stats {
 
 		IngressOpen: int(c.ingressOpen.Load()), IngressTotal: c.ingressTotal.Load(),
 		IngressRefused: c.ingressRefused.Load(), IngressFailed: c.ingressFailed.Load(),
+		IngressForbidden: c.ingressForbidden.Load(),
 
 		Sessions: int(c.sessions.Load()), SessionsTotal: c.sessionsTotal.Load(),
 		SessionsRecycled: c.sessionsRecycled.Load(), HostSockets: int(c.hostSockets.Load()),
@@ -68,5 +74,14 @@ func (g *Gateway) Stats() Stats {
 		DNSInProgress: int(g.dns.queries.Taken()), DNSConnections: int(g.dns.connections.Taken()),
 
 		Bytes: c.bytes.Load(),
+	}
+}
+
+// refused counts a client that got no endpoint.
+func (c *counters) refused(r drop.Reason) {
+	if r == drop.SourceRange {
+		c.ingressForbidden.Add(1)
+	} else {
+		c.ingressRefused.Add(1)
 	}
 }
