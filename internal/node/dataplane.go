@@ -51,6 +51,7 @@ type tunnelPeers interface {
 type serviceTable interface {
 	PutService(gateway.Service) error
 	DeleteService(gateway.ServiceKey) error
+	Listeners() []gateway.ListenerStatus
 }
 
 // peer is a member as programmed.
@@ -272,7 +273,7 @@ func (d *dataplane) programService(k control.ServiceKey) error {
 		merged.ExternalIPs = append(merged.ExternalIPs, s.ExternalIPs...)
 		for _, e := range s.Endpoints {
 			merged.Endpoints = append(merged.Endpoints, gateway.Endpoint{
-				Addr: e.Addr, Port: e.Port, ID: e.ID, Cluster: e.Cluster, Local: e.Local, OnNode: e.Node == d.node,
+				Addr: e.Addr, Port: e.Port, ID: e.ID, Cluster: e.Cluster, Local: e.Local, OnNode: e.Node == d.node, Ready: e.Ready,
 			})
 		}
 	}
@@ -302,6 +303,16 @@ func (d *dataplane) forgetPod(addrs []netip.Addr) {
 		}
 		return false
 	})
+}
+
+// listeners are what the gateway opens on the host for clients outside.
+func (d *dataplane) listeners() []gateway.ListenerStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gateway == nil {
+		return nil
+	}
+	return d.gateway.Listeners()
 }
 
 // nodeOf is the name of the node a member id stands for.

@@ -41,7 +41,9 @@ func (p *peers) TakesIngress(id uint32) bool { return p.byID[id].IngressVNI != 0
 type table struct {
 	services map[gateway.ServiceKey]gateway.Service
 	gone     func(gateway.Gone)
-	err      error
+	// listeners are what it says is open on the host.
+	listeners []gateway.ListenerStatus
+	err       error
 }
 
 func (g *table) PutService(s gateway.Service) error {
@@ -58,6 +60,8 @@ func (g *table) DeleteService(k gateway.ServiceKey) error {
 	delete(g.services, k)
 	return g.err
 }
+
+func (g *table) Listeners() []gateway.ListenerStatus { return g.listeners }
 
 func (g *table) tell(old, next gateway.Service) {
 	for _, e := range old.Endpoints {

@@ -31,12 +31,12 @@ type view struct {
 	dataplane   *dataplane
 }
 
-const kindsOfRows = "nodes, pods, services, endpoints, routes, flows or drops"
+const kindsOfRows = "nodes, pods, services, endpoints, listeners, routes, flows or drops"
 
 // rows lists one kind; singular names will do.
 func (v *view) rows(_ context.Context, kind string) ([]any, error) {
 	list := map[string]func() []any{
-		"node": v.nodes, "pod": v.pods, "service": v.services, "endpoint": v.endpoints,
+		"node": v.nodes, "pod": v.pods, "service": v.services, "endpoint": v.endpoints, "listener": v.listeners,
 		"route": v.routes, "flow": v.flowRows, "drop": v.drops,
 	}[strings.TrimSuffix(strings.ToLower(kind), "s")]
 	if list == nil {
@@ -122,6 +122,9 @@ func (v *view) services() []any {
 	problems := map[control.Key][]string{}
 	for _, p := range v.objects.Problems() {
 		problems[p.Object] = append(problems[p.Object], p.Reason)
+	}
+	for k, ps := range listenerProblems(v.dataplane.listeners()) {
+		problems[k] = append(problems[k], ps...)
 	}
 	balancers, externals := map[control.Key][]netip.Addr{}, map[control.Key][]netip.Addr{}
 	for _, s := range v.objects.Services() {
