@@ -18,7 +18,7 @@ import (
 // service is a row of `vswitch get services -o json`, as far as it is judged.
 type service struct {
 	Name, Namespace string
-	ClusterIPs      []netip.Addr
+	ClusterIPs      []string // "None" of a headless one
 	Ports           []struct {
 		Name     string
 		Port     uint16
@@ -41,8 +41,8 @@ func (c *cluster) service(name string) service {
 }
 
 func (s service) ip(family int) netip.Addr {
-	for _, a := range s.ClusterIPs {
-		if a.Is4() == (family == 4) {
+	for _, text := range s.ClusterIPs {
+		if a, err := netip.ParseAddr(text); err == nil && a.Is4() == (family == 4) {
 			return a
 		}
 	}
