@@ -1,7 +1,6 @@
 package cni
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -10,7 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	apiv1 "vswitch/control/api/v1"
-	"vswitch/internal/fdpass"
+	"vswitch/internal/netif"
 	"vswitch/tap"
 )
 
@@ -46,9 +45,9 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 }
 
 // checkNameFree refuses a name that is taken, before anything is leased.
-func checkNameFree(ns *podNetns, ifname string) error {
-	return ns.do(func(h *netlink.Handle) error {
-		exists, err := linkExists(h, ifname)
+func checkNameFree(ns *netif.Namespace, ifname string) error {
+	return ns.Do(func(h *netlink.Handle) error {
+		exists, err := netif.Exists(h, ifname)
 		if exists {
 			return envError("CNI_IFNAME", ifname, "the pod has an interface of this name already")
 		}
@@ -60,10 +59,10 @@ func checkNameFree(ns *podNetns, ifname string) error {
 type addition struct {
 	conf       *conf
 	attachment *attachment
-	netns      *podNetns
+	netns      *netif.Namespace
 
 	token string
-	spec  *linkSpec
+	spec  *netif.Spec
 	dev   *tap.Device
 }
 
@@ -103,7 +102,7 @@ func (j *addition) lease() error {
 		return failure
 	}
 	j.token = reply.GetToken()
-	if j.spec, err = specOfReply(j.attachment.key.Ifname, reply); err != nil {
+	if j.spec, err = netif.SpecOfReply(j.attachment.key.Ifname, reply); err != nil {
 		return errors.Join(err, j.release())
 	}
 	return nil
@@ -111,15 +110,15 @@ func (j *addition) lease() error {
 
 func (j *addition) release() error { return release(j.conf.Socket, j.attachment.key) }
 
-func (j *addition) loopback() error { return j.netns.do(raiseLoopback) }
+func (j *addition) loopback() error { return j.netns.Do(raiseLoopback) }
 
 func (j *addition) create() error {
-	return j.netns.do(func(*netlink.Handle) (err error) {
+	return j.netns.Do(func(*netlink.Handle) (err error) {
 		j.dev, err = tap.Create(tap.Config{
-			Name:       j.spec.name,
-			Queues:     j.spec.queues,
+			Name:       j.spec.Name,
+			Queues:     j.spec.Queues,
 			Persistent: true,
-			Plain:      j.spec.plain || j.conf.Plain,
+			Plain:      j.spec.Plain || j.conf.Plain,
 		})
 		return err
 	})
@@ -128,7 +127,7 @@ func (j *addition) create() error {
 // destroy removes the TAP. Its queues may be the daemon's already, so closing
 // them would not do.
 func (j *addition) destroy() error {
-	err := j.netns.do(func(h *netlink.Handle) error { return removeTAP(h, j.spec.name, nil) })
+	err := j.netns.Do(func(h *netlink.Handle) error { return netif.RemoveTAP(h, j.spec.Name, nil) })
 	if err == nil {
 		return nil
 	}
@@ -136,34 +135,25 @@ func (j *addition) destroy() error {
 }
 
 func (j *addition) configure() error {
-	return j.netns.do(func(h *netlink.Handle) error {
-		if err := configureLink(h, j.spec); err != nil {
-			return fmt.Errorf("interface %s: %w", j.spec.name, err)
+	return j.netns.Do(func(h *netlink.Handle) error {
+		if err := netif.Configure(h, j.spec); err != nil {
+			return fmt.Errorf("interface %s: %w", j.spec.Name, err)
 		}
 		return nil
 	})
 }
 
 func (j *addition) sendQueues() error {
-	return sendQueues(j.conf.Socket, j.token, j.dev)
+	if err := netif.SendQueues(j.conf.Socket, j.token, j.dev); err != nil {
+		return daemonError("cannot pass the queues", err)
+	}
+	return nil
 }
 
 func (j *addition) print() error {
 	err := types.PrintResult(resultOf(j.conf, j.attachment.netns, j.spec), j.conf.CNIVersion)
 	if err != nil {
 		return types.NewError(types.ErrIOFailure, "cannot write the result", err.Error())
-	}
-	return nil
-}
-
-// sendQueues passes the queues of a TAP to the daemon, which has them open from
-// then on.
-func sendQueues(socket, token string, dev *tap.Device) error {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	m := fdpass.Message{Token: token, Features: uint32(dev.Features)}
-	if err := fdpass.Send(ctx, apiv1.FDSocket(socket), m, dev.FDs); err != nil {
-		return daemonError("cannot pass the queues", err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/netif"
 )
 
 // check is CNI CHECK: the daemon knows the attachment and has its queues, and
@@ -40,7 +41,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	case !reply.GetAttachment().GetAttached():
 		return checkError("the daemon does not have the queues of %s", args.IfName)
 	}
-	spec, err := specOfCheck(reply)
+	spec, err := netif.SpecOfCheck(reply)
 	if err != nil {
 		return err
 	}
@@ -49,18 +50,18 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if listed.iface.Mtu != 0 {
-		spec.mtuBytes = listed.iface.Mtu
+		spec.MTUBytes = listed.iface.Mtu
 	}
 	if err := listed.agrees(spec); err != nil {
 		return err
 	}
-	ns, err := openNetns(args.Netns)
+	ns, err := netif.OpenNamespace(args.Netns)
 	if err != nil {
 		return netnsError(args.Netns, err)
 	}
 	defer ns.Close()
-	return ns.do(func(h *netlink.Handle) error {
-		if err := checkLoopback(hasIPv6(loopback)); err != nil {
+	return ns.Do(func(h *netlink.Handle) error {
+		if err := checkLoopback(netif.HasIPv6(loopback)); err != nil {
 			return checkError("%s: %v", loopback, err)
 		}
 		return checkLink(h, spec, listed.routes)
@@ -106,21 +107,21 @@ func findListed(prev *types100.Result, ifname, sandbox string) (*listing, error)
 
 // agrees says whether the daemon's record is of what prevResult lists: a lease
 // may have gone to another container since.
-func (l *listing) agrees(s *linkSpec) error {
-	if l.iface.Mac != "" && l.iface.Mac != s.mac.String() {
-		return checkError("%s: the daemon has MAC %s, prevResult %s", s.name, s.mac, l.iface.Mac)
+func (l *listing) agrees(s *netif.Spec) error {
+	if l.iface.Mac != "" && l.iface.Mac != s.MAC.String() {
+		return checkError("%s: the daemon has MAC %s, prevResult %s", s.Name, s.MAC, l.iface.Mac)
 	}
 	for _, ip := range l.ips {
-		if !s.hasAddr(ip) {
-			return checkError("%s: the daemon has not leased %s, which prevResult lists", s.name, ip.String())
+		if !hasAddr(s, ip) {
+			return checkError("%s: the daemon has not leased %s, which prevResult lists", s.Name, ip.String())
 		}
 	}
 	return nil
 }
 
-func (s *linkSpec) hasAddr(ip net.IPNet) bool {
-	for _, a := range s.addrs {
-		if hostNet(a.addr).String() == ip.String() {
+func hasAddr(s *netif.Spec, ip net.IPNet) bool {
+	for _, a := range s.Addrs {
+		if netif.HostNet(a.Addr).String() == ip.String() {
 			return true
 		}
 	}
@@ -129,49 +130,49 @@ func (s *linkSpec) hasAddr(ip net.IPNet) bool {
 
 // checkLink compares the pod's kernel with s. Of the routes that configureLink
 // makes, those are expected that prevResult still lists.
-func checkLink(h *netlink.Handle, s *linkSpec, listed []listedRoute) error {
-	link, err := h.LinkByName(s.name)
-	if isNotFound(err) {
-		return checkError("%s: no such interface", s.name)
+func checkLink(h *netlink.Handle, s *netif.Spec, listed []listedRoute) error {
+	link, err := h.LinkByName(s.Name)
+	if netif.IsNotFound(err) {
+		return checkError("%s: no such interface", s.Name)
 	}
 	if err != nil {
-		return fmt.Errorf("look up %s: %w", s.name, err)
+		return fmt.Errorf("look up %s: %w", s.Name, err)
 	}
 	attrs := link.Attrs()
 	switch {
-	case !isTAP(link):
-		return checkError("%s: not a TAP but a %s", s.name, link.Type())
-	case attrs.HardwareAddr.String() != s.mac.String():
-		return checkError("%s: MAC is %s, want %s", s.name, attrs.HardwareAddr, s.mac)
-	case attrs.MTU != s.mtuBytes:
-		return checkError("%s: MTU is %d, want %d", s.name, attrs.MTU, s.mtuBytes)
+	case !netif.IsTAP(link):
+		return checkError("%s: not a TAP but a %s", s.Name, link.Type())
+	case attrs.HardwareAddr.String() != s.MAC.String():
+		return checkError("%s: MAC is %s, want %s", s.Name, attrs.HardwareAddr, s.MAC)
+	case attrs.MTU != s.MTUBytes:
+		return checkError("%s: MTU is %d, want %d", s.Name, attrs.MTU, s.MTUBytes)
 	case attrs.Flags&net.FlagUp == 0:
-		return checkError("%s: down", s.name)
+		return checkError("%s: down", s.Name)
 	case attrs.RawFlags&unix.IFF_RUNNING == 0:
-		return checkError("%s: no carrier: nobody has its queues open", s.name)
+		return checkError("%s: no carrier: nobody has its queues open", s.Name)
 	}
 	addrs, err := list(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("addresses of %s: %w", s.name, err)
+		return fmt.Errorf("addresses of %s: %w", s.Name, err)
 	}
 	neighs, err := list(func() ([]netlink.Neigh, error) { return h.NeighList(attrs.Index, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("neighbours of %s: %w", s.name, err)
+		return fmt.Errorf("neighbours of %s: %w", s.Name, err)
 	}
 	routes, err := list(func() ([]netlink.Route, error) { return h.RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("routes of %s: %w", s.name, err)
+		return fmt.Errorf("routes of %s: %w", s.Name, err)
 	}
-	for _, a := range s.addrs {
+	for _, a := range s.Addrs {
 		if !hasAddress(addrs, a) {
-			return checkError("%s: address %s is missing", s.name, a.addr)
+			return checkError("%s: address %s is missing", s.Name, a.Addr)
 		}
-		if !hasNeighbour(neighs, a, s.gatewayMAC) {
-			return checkError("%s: neighbour %s at %s is missing", s.name, a.gateway, s.gatewayMAC)
+		if !hasNeighbour(neighs, a, s.GatewayMAC) {
+			return checkError("%s: neighbour %s at %s is missing", s.Name, a.Gateway, s.GatewayMAC)
 		}
-		for _, want := range routesOf(attrs.Index, a) {
+		for _, want := range netif.RoutesOf(attrs.Index, a) {
 			if isListed(listed, want) && !hasRoute(routes, want) {
-				return checkError("%s: route to %s is missing", s.name, want.Dst)
+				return checkError("%s: route to %s is missing", s.Name, want.Dst)
 			}
 		}
 	}
@@ -191,18 +192,18 @@ func list[T any](dump func() ([]T, error)) ([]T, error) {
 	return all, err
 }
 
-func hasAddress(addrs []netlink.Addr, a ifaceAddr) bool {
+func hasAddress(addrs []netlink.Addr, a netif.Addr) bool {
 	for _, have := range addrs {
-		if have.IPNet.String() == hostNet(a.addr).String() && have.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+		if have.IPNet.String() == netif.HostNet(a.Addr).String() && have.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func hasNeighbour(neighs []netlink.Neigh, a ifaceAddr, mac net.HardwareAddr) bool {
+func hasNeighbour(neighs []netlink.Neigh, a netif.Addr, mac net.HardwareAddr) bool {
 	for _, n := range neighs {
-		if n.State&netlink.NUD_PERMANENT != 0 && n.IP.Equal(a.gateway.AsSlice()) && n.HardwareAddr.String() == mac.String() {
+		if n.State&netlink.NUD_PERMANENT != 0 && n.IP.Equal(a.Gateway.AsSlice()) && n.HardwareAddr.String() == mac.String() {
 			return true
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/cni/cnitest"
+	"vswitch/internal/netif"
 )
 
 // TestSpecificationVersions is case 69's matrix: every version, through libcni.
@@ -154,7 +155,7 @@ func TestInterfaceIsAsTheDaemonSaid(t *testing.T) {
 					}
 				}
 				for key, want := range map[string]string{"accept_ra": "0", "disable_ipv6": "0"} {
-					if got, err := os.ReadFile(ipv6Sysctl("eth0", key)); err != nil || strings.TrimSpace(string(got)) != want {
+					if got, err := os.ReadFile(netif.IPv6Sysctl("eth0", key)); err != nil || strings.TrimSpace(string(got)) != want {
 						t.Errorf("%s is %q, %v, want %s", key, got, err, want)
 					}
 				}
@@ -174,8 +175,8 @@ func TestIPv6SwitchedOffByTheRuntime(t *testing.T) {
 	n := cnitest.NewNetns(t)
 	err := n.Do(func(*netlink.Handle) error {
 		return errors.Join(
-			os.WriteFile(filepath.Join(ipv6ConfDir, "all", "disable_ipv6"), []byte("1"), 0),
-			os.WriteFile(filepath.Join(ipv6ConfDir, "default", "disable_ipv6"), []byte("1"), 0))
+			os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", "all", "disable_ipv6"), []byte("1"), 0),
+			os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", "default", "disable_ipv6"), []byte("1"), 0))
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"vswitch/internal/netif"
 )
 
 // codeOf is the CNI code of an error, 0 for nil. An error without a code is a
@@ -167,7 +169,7 @@ func FuzzConf(f *testing.F) {
 			return
 		}
 		// What is accepted can be used: a result made of it, a CHECK against it.
-		s := &linkSpec{name: "eth0"}
+		s := &netif.Spec{Name: "eth0"}
 		if _, err := resultOf(c, "/ns", s).GetAsVersion("0.3.1"); err != nil {
 			t.Errorf("no result: %v", err)
 		}

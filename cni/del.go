@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/netif"
 )
 
 // del is CNI DEL. It works with nothing left of the attachment, or anything; the
@@ -46,7 +47,7 @@ func (p *plugin) delTAP(args *skel.CmdArgs) error {
 		return nil
 	}
 	ns, err := openPodNetns(args)
-	if errors.Is(err, errNoNetns) {
+	if errors.Is(err, netif.ErrNoNamespace) {
 		return nil
 	}
 	if err != nil {
@@ -56,7 +57,7 @@ func (p *plugin) delTAP(args *skel.CmdArgs) error {
 	if err := p.pass("tap"); err != nil {
 		return err
 	}
-	return ns.do(func(h *netlink.Handle) error { return removeTAP(h, args.IfName, nil) })
+	return ns.Do(func(h *netlink.Handle) error { return netif.RemoveTAP(h, args.IfName, nil) })
 }
 
 // release frees the addresses of an attachment. Where no daemon runs it leaves

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/netif"
 )
 
 // gc is CNI GC: of the network's attachments, those not listed as valid go. It
@@ -52,15 +53,15 @@ func removeStale(a *apiv1.Attachment) error {
 	if err != nil {
 		return err
 	}
-	ns, err := openNetns(a.GetNetns())
-	if errors.Is(err, errNoNetns) {
+	ns, err := netif.OpenNamespace(a.GetNetns())
+	if errors.Is(err, netif.ErrNoNamespace) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return ns.do(func(h *netlink.Handle) error { return removeTAP(h, a.GetKey().GetIfname(), mac) })
+	return ns.Do(func(h *netlink.Handle) error { return netif.RemoveTAP(h, a.GetKey().GetIfname(), mac) })
 }
 
 func keyText(k *apiv1.AttachmentKey) string {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/netif"
 )
 
 const loopback = "lo"
@@ -18,9 +20,9 @@ func raiseLoopback(h *netlink.Handle) error {
 	if err != nil {
 		return fmt.Errorf("look up: %w", err)
 	}
-	six := hasIPv6(loopback)
+	six := netif.HasIPv6(loopback)
 	if six { // before it is up: the kernel gives it ::1 on the way
-		if err := setSysctl(ipv6Sysctl(loopback, "disable_ipv6"), "0"); err != nil {
+		if err := netif.SetSysctl(netif.IPv6Sysctl(loopback, "disable_ipv6"), "0"); err != nil {
 			return err
 		}
 	}

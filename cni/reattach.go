@@ -5,13 +5,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	apiv1 "vswitch/control/api/v1"
-	"vswitch/tap"
+	"vswitch/internal/netif"
 )
 
 // reattach opens the queues of pods whose daemon was restarted and lost them, and
@@ -41,7 +37,7 @@ func reattach(args []string, stdout, stderr io.Writer) int {
 	failed := 0
 	for _, a := range reply.GetAttachments() {
 		name := a.GetPod().GetNamespace() + "/" + a.GetPod().GetName() + " " + keyText(a.GetKey())
-		if err := reattachOne(*socket, a); err != nil {
+		if err := netif.Reattach(*socket, a); err != nil {
 			failed++
 			fmt.Fprintf(stdout, "%s: failed: %v\n", name, err)
 			continue
@@ -53,57 +49,4 @@ func reattach(args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return 0
-}
-
-func reattachOne(socket string, a *apiv1.Attachment) error {
-	ns, err := openNetns(a.GetNetns())
-	if err != nil {
-		return fmt.Errorf("%s: %w", a.GetNetns(), err)
-	}
-	defer ns.Close()
-	var dev *tap.Device
-	err = ns.do(func(h *netlink.Handle) error {
-		// The path may lead to another pod by now.
-		link, err := h.LinkByName(a.GetKey().GetIfname())
-		if err != nil {
-			return err
-		}
-		if have := link.Attrs().HardwareAddr.String(); have != a.GetMac() {
-			return fmt.Errorf("another interface: its MAC is %s, want %s", have, a.GetMac())
-		}
-		dev, err = tap.Attach(tap.Config{
-			Name:   a.GetKey().GetIfname(),
-			Queues: int(a.GetQueues()),
-			Plain:  a.GetPlain(),
-		})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	if err := sendQueues(socket, a.GetToken(), dev); err != nil {
-		return err
-	}
-	return ns.do(func(h *netlink.Handle) error { return waitRunning(h, a.GetKey().GetIfname()) })
-}
-
-// runningTimeout is how long the kernel may take to notice that an interface has
-// a carrier again. It looks at most once a second (net/core/link_watch.c), and
-// drops what the pod sends until then.
-const runningTimeout = 3 * time.Second
-
-func waitRunning(h *netlink.Handle, ifname string) error {
-	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		link, err := h.LinkByName(ifname)
-		if err != nil {
-			return err
-		}
-		if link.Attrs().RawFlags&unix.IFF_RUNNING != 0 {
-			return nil
-		}
-		if time.Since(start) > runningTimeout {
-			return fmt.Errorf("no carrier after %v", runningTimeout)
-		}
-	}
 }

@@ -4,11 +4,13 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/netif"
 )
 
 // resultOf is what ADD answers: the attachment, behind what earlier plugins of
 // the chain made (specification section 5, ADD Success).
-func resultOf(c *conf, netnsPath string, s *linkSpec) *types100.Result {
+func resultOf(c *conf, netnsPath string, s *netif.Spec) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if c.Prev != nil {
 		r.Interfaces, r.IPs, r.Routes, r.DNS = c.Prev.Interfaces, c.Prev.IPs, c.Prev.Routes, c.Prev.DNS
@@ -18,21 +20,21 @@ func resultOf(c *conf, netnsPath string, s *linkSpec) *types100.Result {
 	}
 	iface := len(r.Interfaces)
 	r.Interfaces = append(r.Interfaces, &types100.Interface{
-		Name:    s.name,
-		Mac:     s.mac.String(),
-		Mtu:     s.mtuBytes,
+		Name:    s.Name,
+		Mac:     s.MAC.String(),
+		Mtu:     s.MTUBytes,
 		Sandbox: netnsPath,
 	})
 	scope := unix.RT_SCOPE_LINK
-	for _, a := range s.addrs {
+	for _, a := range s.Addrs {
 		r.IPs = append(r.IPs, &types100.IPConfig{
 			Interface: types100.Int(iface),
-			Address:   *hostNet(a.addr),
-			Gateway:   a.gateway.AsSlice(),
+			Address:   *netif.HostNet(a.Addr),
+			Gateway:   a.Gateway.AsSlice(),
 		})
 		r.Routes = append(r.Routes,
-			&types.Route{Dst: *hostNet(a.gateway), Scope: &scope},
-			&types.Route{Dst: *everyNet(a.gateway), GW: a.gateway.AsSlice()})
+			&types.Route{Dst: *netif.HostNet(a.Gateway), Scope: &scope},
+			&types.Route{Dst: *netif.EveryNet(a.Gateway), GW: a.Gateway.AsSlice()})
 	}
 	return r
 }

@@ -68,11 +68,15 @@ var only = []struct {
 	{from: "vswitch/frame", to: []string{"vswitch/drop"}, why: "the unit that everything moves"},
 	{from: "control/api/v1", why: "generated, and the plugin imports it"},
 	{
-		from: "cni/...", to: []string{"control/api/v1", "tap", "internal/fdpass", "vswitch/frame", "cni/..."},
+		from: "cni/...", to: []string{"control/api/v1", "tap", "internal/fdpass", "internal/netif", "vswitch/frame", "cni/..."},
 		why: "the plugin only asks the daemon and sets up a namespace",
 	},
 	{from: "internal/share", why: "arithmetic"},
 	{from: "internal/dns", to: []string{"internal/share"}, why: "from message to message: whoever owns a socket calls it, whoever knows services is its Zone"},
+	{
+		from: "internal/netif", to: []string{"control/api/v1", "tap", "internal/fdpass"},
+		why: "it does what needs privilege in a namespace, and no more",
+	},
 	{from: "internal/traffic", why: "it measures the product from outside"},
 	{from: "internal/lab/...", to: []string{"internal/lab/..."}, why: "it drives the product through its binaries"},
 	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic"}, why: "it drives the product through its binaries"},
@@ -89,6 +93,7 @@ var importers = []struct {
 	{to: "internal/demo", from: []string{"cmd/vswitch-demo"}, why: "it is the demo's"},
 	{to: "bench/...", from: []string{"cmd/vswitch-bench", "bench/..."}, why: "it is the benchmark's"},
 	{to: "cni/...", from: []string{"cmd/vswitch-cni", "cni/..."}, why: "it is the plugin's"},
+	{to: "internal/netif", from: []string{"cni/..."}, why: "the daemon never configures a namespace"},
 	{to: "internal/lab/...", from: []string{"internal/lab/...", "internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product never builds labs"},
 	{to: "internal/traffic", from: []string{"internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product makes no test traffic"},
 	{to: "vswitch/queuetest", why: "for tests"},
@@ -181,7 +186,7 @@ func TestPlatformPackagesStayWhereTheyBelong(t *testing.T) {
 	for p, pk := range packages(t) {
 		for imported, by := range pk.std {
 			switch {
-			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
+			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/netif", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
 				t.Errorf("%v: the daemon never configures a namespace, so it has no use for %s", by, imported)
 			case strings.HasPrefix(imported, "gvisor.dev/") && !match("vswitch/gateway/...", p):
 				t.Errorf("%v: netstack is the gateway's, not %s's", by, p)

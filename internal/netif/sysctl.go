@@ -1,4 +1,4 @@
-package cni
+package netif
 
 import (
 	"errors"
@@ -11,20 +11,20 @@ import (
 // /proc/sys/net shows each thread the values of the namespace it is in.
 const ipv6ConfDir = "/proc/sys/net/ipv6/conf"
 
-// ipv6Sysctl is the path of a setting of one interface; a path, since an
+// IPv6Sysctl is the path of a setting of one interface; a path, since an
 // interface's name may have dots.
-func ipv6Sysctl(ifname, key string) string { return filepath.Join(ipv6ConfDir, ifname, key) }
+func IPv6Sysctl(ifname, key string) string { return filepath.Join(ipv6ConfDir, ifname, key) }
 
-// hasIPv6 reports whether the interface has IPv6 settings at all; it has none
+// HasIPv6 reports whether the interface has IPv6 settings at all; it has none
 // when the kernel was started with ipv6.disable=1 or built without.
-func hasIPv6(ifname string) bool {
+func HasIPv6(ifname string) bool {
 	_, err := os.Stat(filepath.Join(ipv6ConfDir, ifname))
 	return err == nil
 }
 
-// setSysctl writes a value that isn't there already: a container's /proc/sys may
+// SetSysctl writes a value that isn't there already: a container's /proc/sys may
 // be read-only, and right as it is.
-func setSysctl(path, value string) error {
+func SetSysctl(path, value string) error {
 	have, readErr := os.ReadFile(path)
 	if readErr == nil && strings.TrimSpace(string(have)) == value {
 		return nil

@@ -1,4 +1,4 @@
-package cni
+package netif
 
 import (
 	"strings"
@@ -21,18 +21,18 @@ func goodReply() *apiv1.AddPodReply {
 }
 
 func TestSpecPairsAddressesWithGateways(t *testing.T) {
-	s, err := specOfReply("eth0", goodReply())
+	s, err := SpecOfReply("eth0", goodReply())
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, a := range s.addrs {
-		got = append(got, a.addr.String()+" via "+a.gateway.String())
+	for _, a := range s.Addrs {
+		got = append(got, a.Addr.String()+" via "+a.Gateway.String())
 	}
 	if g := strings.Join(got, ", "); g != "192.0.2.7 via 169.254.1.1, 2001:db8::7 via fe80::1" {
 		t.Errorf("got %s", g)
 	}
-	if s.name != "eth0" || s.mtuBytes != 1400 || s.queues != 2 || s.mac.String() != "02:00:00:00:00:07" {
+	if s.Name != "eth0" || s.MTUBytes != 1400 || s.Queues != 2 || s.MAC.String() != "02:00:00:00:00:07" {
 		t.Errorf("got %+v", s)
 	}
 }
@@ -56,31 +56,9 @@ func TestSpecRefusesAnAnswerThatMakesNoSense(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := proto.CloneOf(goodReply())
 			tt.change(r)
-			if _, err := specOfReply("eth0", r); err == nil || !strings.Contains(err.Error(), tt.says) {
+			if _, err := SpecOfReply("eth0", r); err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("got %v, want it to say %q", err, tt.says)
 			}
 		})
-	}
-}
-
-func TestResultFollowsThePreviousPlugins(t *testing.T) {
-	c, err := parseConf([]byte(with(`"dns":{"domain":"example.com"},
-		"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"x"}],"ips":[{"address":"198.51.100.1/24","interface":0}]}`)), strict)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := specOfReply("eth0", goodReply())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := resultOf(c, "/ns", s)
-	if len(r.Interfaces) != 2 || r.Interfaces[1].Name != "eth0" || r.Interfaces[1].Sandbox != "/ns" || r.Interfaces[1].Mtu != 1400 {
-		t.Errorf("interfaces %v", r.Interfaces)
-	}
-	if len(r.IPs) != 3 || *r.IPs[1].Interface != 1 || r.IPs[2].Address.String() != "2001:db8::7/128" || r.IPs[2].Gateway.String() != "fe80::1" {
-		t.Errorf("ips %v", r.IPs)
-	}
-	if len(r.Routes) != 4 || r.DNS.Domain != "example.com" {
-		t.Errorf("routes %v, dns %v", r.Routes, r.DNS)
 	}
 }

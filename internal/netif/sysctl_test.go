@@ -1,4 +1,4 @@
-package cni
+package netif
 
 import (
 	"strings"
@@ -9,7 +9,7 @@ import (
 const constantSysctl = "/proc/sys/kernel/ostype"
 
 func TestSysctlThatIsRightIsNotWritten(t *testing.T) {
-	if err := setSysctl(constantSysctl, "Linux"); err != nil {
+	if err := SetSysctl(constantSysctl, "Linux"); err != nil {
 		t.Error(err)
 	}
 }
@@ -19,7 +19,7 @@ func TestSysctlThatCannotBeSetSaysWhatItIs(t *testing.T) {
 		constantSysctl:                    `"Linux"`,
 		"/proc/sys/kernel/no_such_sysctl": "no_such_sysctl: no such file",
 	} {
-		err := setSysctl(path, "Plan9")
+		err := SetSysctl(path, "Plan9")
 		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "Plan9") {
 			t.Errorf("got %v, want it to name %s, the value wanted, and say %s", err, path, says)
 		}

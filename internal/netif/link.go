@@ -1,4 +1,4 @@
-package cni
+package netif
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Everything here runs inside the pod's namespace, on the thread of podNetns.do.
+// Everything here runs inside the pod's namespace, on the thread of Namespace.do.
 //
 // What a pod sees: one address of each family and no subnet, so every packet
 // goes to the gateway; the gateway's MAC is known for good, so it is never asked
@@ -21,26 +21,26 @@ import (
 // the port to the leased addresses, so all it could send from there (duplicate
 // detection, router solicitations) would be dropped and counted.
 
-// configureLink brings an interface that is down into the state of s and up.
-func configureLink(h *netlink.Handle, s *linkSpec) error {
-	link, err := h.LinkByName(s.name)
+// Configure brings an interface that is down into the state of s and up.
+func Configure(h *netlink.Handle, s *Spec) error {
+	link, err := h.LinkByName(s.Name)
 	if err != nil {
 		return fmt.Errorf("look up: %w", err)
 	}
-	if err := h.LinkSetHardwareAddr(link, s.mac); err != nil {
-		return fmt.Errorf("set MAC %s: %w", s.mac, err)
+	if err := h.LinkSetHardwareAddr(link, s.MAC); err != nil {
+		return fmt.Errorf("set MAC %s: %w", s.MAC, err)
 	}
-	if err := h.LinkSetMTU(link, s.mtuBytes); err != nil {
-		return fmt.Errorf("set MTU %d: %w", s.mtuBytes, err)
+	if err := h.LinkSetMTU(link, s.MTUBytes); err != nil {
+		return fmt.Errorf("set MTU %d: %w", s.MTUBytes, err)
 	}
-	if s.gsoMaxBytes != 0 {
-		if err := h.LinkSetGSOMaxSize(link, s.gsoMaxBytes); err != nil {
-			return fmt.Errorf("set gso_max_size %d: %w", s.gsoMaxBytes, err)
+	if s.GSOMaxBytes != 0 {
+		if err := h.LinkSetGSOMaxSize(link, s.GSOMaxBytes); err != nil {
+			return fmt.Errorf("set gso_max_size %d: %w", s.GSOMaxBytes, err)
 		}
 	}
-	if s.txQueueFrames != 0 {
-		if err := h.LinkSetTxQLen(link, s.txQueueFrames); err != nil {
-			return fmt.Errorf("set txqueuelen %d: %w", s.txQueueFrames, err)
+	if s.TxQueueFrames != 0 {
+		if err := h.LinkSetTxQLen(link, s.TxQueueFrames); err != nil {
+			return fmt.Errorf("set txqueuelen %d: %w", s.TxQueueFrames, err)
 		}
 	}
 	if err := configureIPv6(h, link, s); err != nil {
@@ -49,13 +49,13 @@ func configureLink(h *netlink.Handle, s *linkSpec) error {
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	for _, a := range s.addrs {
+	for _, a := range s.Addrs {
 		if err := addAddress(h, link, s, a); err != nil {
 			return err
 		}
 	}
-	for _, a := range s.addrs {
-		if err := waitLocal(h, a.addr); err != nil {
+	for _, a := range s.Addrs {
+		if err := waitLocal(h, a.Addr); err != nil {
 			return err
 		}
 	}
@@ -82,11 +82,11 @@ func waitLocal(h *netlink.Handle, addr netip.Addr) error {
 }
 
 // configureIPv6 sets what has to be set before the interface is up.
-func configureIPv6(h *netlink.Handle, link netlink.Link, s *linkSpec) error {
-	if !hasIPv6(s.name) {
-		for _, a := range s.addrs {
-			if a.is6() {
-				return fmt.Errorf("address %s: this kernel has no IPv6", a.addr)
+func configureIPv6(h *netlink.Handle, link netlink.Link, s *Spec) error {
+	if !HasIPv6(s.Name) {
+		for _, a := range s.Addrs {
+			if a.Is6() {
+				return fmt.Errorf("address %s: this kernel has no IPv6", a.Addr)
 			}
 		}
 		return nil
@@ -96,12 +96,12 @@ func configureIPv6(h *netlink.Handle, link netlink.Link, s *linkSpec) error {
 	}
 	// The switch drops router advertisements from anybody, so a read-only
 	// /proc/sys is no reason to refuse the pod.
-	if err := setSysctl(ipv6Sysctl(s.name, "accept_ra"), "0"); err != nil && !errors.Is(err, unix.EROFS) {
+	if err := SetSysctl(IPv6Sysctl(s.Name, "accept_ra"), "0"); err != nil && !errors.Is(err, unix.EROFS) {
 		return err
 	}
-	for _, a := range s.addrs {
-		if a.is6() {
-			return setSysctl(ipv6Sysctl(s.name, "disable_ipv6"), "0")
+	for _, a := range s.Addrs {
+		if a.Is6() {
+			return SetSysctl(IPv6Sysctl(s.Name, "disable_ipv6"), "0")
 		}
 	}
 	return nil
@@ -109,18 +109,18 @@ func configureIPv6(h *netlink.Handle, link netlink.Link, s *linkSpec) error {
 
 // addAddress gives a link that is up an address, its gateway as a neighbour for
 // good, and the default route of its family.
-func addAddress(h *netlink.Handle, link netlink.Link, s *linkSpec, a ifaceAddr) error {
-	addr := &netlink.Addr{IPNet: hostNet(a.addr)}
-	if a.is6() {
+func addAddress(h *netlink.Handle, link netlink.Link, s *Spec, a Addr) error {
+	addr := &netlink.Addr{IPNet: HostNet(a.Addr)}
+	if a.Is6() {
 		addr.Flags = unix.IFA_F_NODAD // nobody else has it: the daemon leased it
 	}
 	if err := h.AddrAdd(link, addr); err != nil {
-		return fmt.Errorf("add address %s: %w", a.addr, err)
+		return fmt.Errorf("add address %s: %w", a.Addr, err)
 	}
-	if err := h.NeighSet(gatewayNeigh(link, a.gateway, s.gatewayMAC)); err != nil {
-		return fmt.Errorf("add neighbour %s: %w", a.gateway, err)
+	if err := h.NeighSet(gatewayNeigh(link, a.Gateway, s.GatewayMAC)); err != nil {
+		return fmt.Errorf("add neighbour %s: %w", a.Gateway, err)
 	}
-	for _, r := range routesOf(link.Attrs().Index, a) {
+	for _, r := range s.routesOf(link.Attrs().Index, a) {
 		if err := h.RouteAdd(&r); err != nil {
 			return fmt.Errorf("add route to %s: %w", r.Dst, err)
 		}
@@ -128,12 +128,31 @@ func addAddress(h *netlink.Handle, link netlink.Link, s *linkSpec, a ifaceAddr) 
 	return nil
 }
 
-// routesOf are the two routes that come with an address: to the gateway, which
+// routesOf are the routes that come with an address: those of a pod, or to the ranges
+// that the spec names, from that address.
+func (s *Spec) routesOf(linkIndex int, a Addr) []netlink.Route {
+	all := RoutesOf(linkIndex, a)
+	if len(s.Routes) == 0 {
+		return all
+	}
+	all = all[:1] // to the gateway
+	for _, p := range s.Routes {
+		if p.Addr().Is6() == a.Is6() {
+			all = append(all, netlink.Route{
+				LinkIndex: linkIndex, Gw: a.Gateway.AsSlice(), Src: a.Addr.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+				Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+			})
+		}
+	}
+	return all
+}
+
+// RoutesOf are the two routes that come with an address: to the gateway, which
 // is on the link though in no subnet of it, and through it to everywhere.
-func routesOf(linkIndex int, a ifaceAddr) []netlink.Route {
+func RoutesOf(linkIndex int, a Addr) []netlink.Route {
 	return []netlink.Route{
-		{LinkIndex: linkIndex, Dst: hostNet(a.gateway), Scope: netlink.SCOPE_LINK},
-		{LinkIndex: linkIndex, Dst: everyNet(a.gateway), Gw: a.gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK)},
+		{LinkIndex: linkIndex, Dst: HostNet(a.Gateway), Scope: netlink.SCOPE_LINK},
+		{LinkIndex: linkIndex, Dst: EveryNet(a.Gateway), Gw: a.Gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK)},
 	}
 }
 
@@ -146,26 +165,26 @@ func gatewayNeigh(link netlink.Link, gateway netip.Addr, mac net.HardwareAddr) *
 	}
 }
 
-// linkExists reports whether the namespace has an interface of that name.
-func linkExists(h *netlink.Handle, name string) (bool, error) {
+// Exists reports whether the namespace has an interface of that name.
+func Exists(h *netlink.Handle, name string) (bool, error) {
 	_, err := h.LinkByName(name)
-	if isNotFound(err) {
+	if IsNotFound(err) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// removeTAP deletes an interface, if it is there and a TAP; anything else under
+// RemoveTAP deletes an interface, if it is there and a TAP; anything else under
 // that name isn't ours. Where mac isn't nil it has to be that, too.
-func removeTAP(h *netlink.Handle, name string, mac net.HardwareAddr) error {
+func RemoveTAP(h *netlink.Handle, name string, mac net.HardwareAddr) error {
 	link, err := h.LinkByName(name)
-	if isNotFound(err) {
+	if IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}
-	if !isTAP(link) || mac != nil && link.Attrs().HardwareAddr.String() != mac.String() {
+	if !IsTAP(link) || mac != nil && link.Attrs().HardwareAddr.String() != mac.String() {
 		return nil
 	}
 	if err := h.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
@@ -174,12 +193,12 @@ func removeTAP(h *netlink.Handle, name string, mac net.HardwareAddr) error {
 	return nil
 }
 
-func isTAP(link netlink.Link) bool {
+func IsTAP(link netlink.Link) bool {
 	t, ok := link.(*netlink.Tuntap)
 	return ok && t.Mode == netlink.TUNTAP_MODE_TAP
 }
 
-func isNotFound(err error) bool {
+func IsNotFound(err error) bool {
 	var notFound netlink.LinkNotFoundError
 	return errors.As(err, &notFound)
 }
