@@ -27,17 +27,21 @@ type service struct {
 	}
 }
 
-func (c *cluster) service(name string) service {
+// service waits until the first node has heard of a service.
+func (c *cluster) service(name string) (found service) {
 	c.t.Helper()
-	var rows []service
-	get(c.t, c.nodes[0], "services", &rows)
-	for _, s := range rows {
-		if s.Name == name {
-			return s
+	c.eventually("service "+name+" is known", func() error {
+		var rows []service
+		get(c.t, c.nodes[0], "services", &rows)
+		for _, s := range rows {
+			if s.Name == name {
+				found = s
+				return nil
+			}
 		}
-	}
-	c.t.Fatalf("no service %q in %+v", name, rows)
-	return service{}
+		return fmt.Errorf("services are %+v", rows)
+	})
+	return found
 }
 
 func (s service) ip(family int) netip.Addr {
