@@ -62,6 +62,7 @@ type addition struct {
 	netns      *netif.Namespace
 
 	token string
+	dns   *apiv1.Resolver // as the daemon has it; nil: nobody answers there
 	spec  *netif.Spec
 	dev   *tap.Device
 }
@@ -101,7 +102,7 @@ func (j *addition) lease() error {
 		}
 		return failure
 	}
-	j.token = reply.GetToken()
+	j.token, j.dns = reply.GetToken(), reply.GetDns()
 	if j.spec, err = netif.SpecOfReply(j.attachment.key.Ifname, reply); err != nil {
 		return errors.Join(err, j.release())
 	}
@@ -151,7 +152,7 @@ func (j *addition) sendQueues() error {
 }
 
 func (j *addition) print() error {
-	err := types.PrintResult(resultOf(j.conf, j.attachment.netns, j.spec), j.conf.CNIVersion)
+	err := types.PrintResult(resultOf(j.conf, j.attachment.netns, j.spec, j.dns), j.conf.CNIVersion)
 	if err != nil {
 		return types.NewError(types.ErrIOFailure, "cannot write the result", err.Error())
 	}

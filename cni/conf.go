@@ -27,7 +27,7 @@ type conf struct {
 	Plain      bool                 // "offload": "off": the TAP gets no virtio-net header
 	Labels     map[string]string    // args.cni.labels
 	Ports      []*apiv1.PortMapping // runtimeConfig.portMappings
-	DNS        types.DNS            // handed through to the result
+	DNS        *types.DNS           // handed through to the result; nil: the daemon says
 	Prev       *types100.Result     // nil: no prevResult
 	// Valid is the list a GC gives; nil: there was none, which isn't the same as
 	// an empty one.
@@ -113,7 +113,8 @@ func parseConf(stdin []byte, s strictness) (*conf, error) {
 		return nil, err
 	}
 	if !absent(raw.DNS) {
-		if err := json.Unmarshal(raw.DNS, &c.DNS); err != nil {
+		c.DNS = new(types.DNS)
+		if err := json.Unmarshal(raw.DNS, c.DNS); err != nil {
 			return nil, decodingError("dns", err)
 		}
 	}

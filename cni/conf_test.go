@@ -170,7 +170,7 @@ func FuzzConf(f *testing.F) {
 		}
 		// What is accepted can be used: a result made of it, a CHECK against it.
 		s := &netif.Spec{Name: "eth0"}
-		if _, err := resultOf(c, "/ns", s).GetAsVersion("0.3.1"); err != nil {
+		if _, err := resultOf(c, "/ns", s, nil).GetAsVersion("0.3.1"); err != nil {
 			t.Errorf("no result: %v", err)
 		}
 		if c.Prev != nil {

@@ -5,18 +5,26 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
+	apiv1 "vswitch/control/api/v1"
 	"vswitch/internal/netif"
 )
 
 // resultOf is what ADD answers: the attachment, behind what earlier plugins of
-// the chain made (specification section 5, ADD Success).
-func resultOf(c *conf, netnsPath string, s *netif.Spec) *types100.Result {
+// the chain made (specification section 5, ADD Success). own is how the daemon has
+// the pod find names: earlier plugins and the configuration go before it.
+func resultOf(c *conf, netnsPath string, s *netif.Spec, own *apiv1.Resolver) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if c.Prev != nil {
 		r.Interfaces, r.IPs, r.Routes, r.DNS = c.Prev.Interfaces, c.Prev.IPs, c.Prev.Routes, c.Prev.DNS
 	}
-	if r.DNS.IsEmpty() {
-		r.DNS = c.DNS
+	switch {
+	case !r.DNS.IsEmpty():
+	case c.DNS != nil:
+		r.DNS = *c.DNS
+	default:
+		r.DNS = types.DNS{
+			Nameservers: own.GetNameservers(), Domain: own.GetDomain(), Search: own.GetSearch(), Options: own.GetOptions(),
+		}
 	}
 	iface := len(r.Interfaces)
 	r.Interfaces = append(r.Interfaces, &types100.Interface{

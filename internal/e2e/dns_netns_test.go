@@ -297,7 +297,13 @@ func serveHTTPName(t *testing.T, p *lab.Pod, port uint16) {
 // curlByName fetches a URL in a pod whose /etc/resolv.conf is as its CNI result asks.
 func curlByName(c *cluster, p *lab.Pod, family int, url string) (string, error) {
 	conf := filepath.Join(c.lab.Dir, fmt.Sprintf("resolv-%d.conf", family))
-	text := fmt.Sprintf("nameserver %v\nsearch default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n", c.dnsAddr(family).Addr())
+	d := p.Result.DNS
+	text := fmt.Sprintf("search %s\noptions %s\n", strings.Join(d.Search, " "), strings.Join(d.Options, " "))
+	for _, server := range d.Nameservers {
+		if a, err := netip.ParseAddr(server); err == nil && a.Is4() == (family == 4) {
+			text += "nameserver " + server + "\n"
+		}
+	}
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return "", err
 	}

@@ -98,6 +98,7 @@ func (n *node) openAPI() error {
 		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows,
 		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
 		GatewayMAC: vswitch.GatewayMAC.String(), Log: n.log,
+		DNSAddrs: n.cfg.DNS.Addrs, DNSDomain: n.cfg.DNS.Domain,
 		Captures: &captures{ports: n.ports, attachments: n.attachments, dataplane: n.dataplane, node: n.cfg.Node},
 	})
 	if err != nil {

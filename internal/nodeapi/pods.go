@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"vswitch/control"
@@ -36,8 +37,22 @@ func (s *Server) AddPod(_ context.Context, r *apiv1.AddPodRequest) (*apiv1.AddPo
 		Ips: hostPrefixes(a.Addrs), Gateways: s.gateways(a.Addrs),
 		Mac: a.MAC.String(), GatewayMac: s.cfg.GatewayMAC,
 		MtuBytes: uint32(a.MTUBytes), Queues: uint32(a.Queues), Token: a.Token,
-		TxQueueFrames: txQueueFrames,
+		TxQueueFrames: txQueueFrames, Dns: s.resolver(a.Pod.Namespace, a.Addrs),
 	}, nil
+}
+
+// resolver is how a pod in namespace finds names at the node's own server, as
+// Kubernetes writes it for its pods (dnsPolicy ClusterFirst).
+func (s *Server) resolver(namespace string, addrs []netip.Addr) *apiv1.Resolver {
+	servers := ofTheirFamilies(s.cfg.DNSAddrs, addrs)
+	if len(servers) == 0 {
+		return nil
+	}
+	services := "svc." + s.cfg.DNSDomain
+	return &apiv1.Resolver{
+		Nameservers: servers, Domain: namespace + "." + services,
+		Search: []string{namespace + "." + services, services, s.cfg.DNSDomain}, Options: []string{"ndots:5"},
+	}
 }
 
 // DelPod implements apiv1.NodeServer.
@@ -123,13 +138,15 @@ func hostPrefixes(addrs []netip.Addr) []string {
 
 // gateways are those of the families that addrs have.
 func (s *Server) gateways(addrs []netip.Addr) []string {
+	return ofTheirFamilies(s.cfg.Gateways, addrs)
+}
+
+// ofTheirFamilies are those of candidates that belong to a family addrs have.
+func ofTheirFamilies(candidates, addrs []netip.Addr) []string {
 	var out []string
-	for _, g := range s.cfg.Gateways {
-		for _, a := range addrs {
-			if a.Is4() == g.Is4() {
-				out = append(out, g.String())
-				break
-			}
+	for _, c := range candidates {
+		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is4() == c.Is4() }) {
+			out = append(out, c.String())
 		}
 	}
 	return out

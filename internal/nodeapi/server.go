@@ -65,7 +65,11 @@ type Config struct {
 	// Gateways are those of each family, and the MAC of both, as pods see them.
 	Gateways   []netip.Addr
 	GatewayMAC string
-	Log        *slog.Logger
+	// DNSAddrs are where pods ask for names, none: nowhere, and DNSDomain that of the
+	// cluster's.
+	DNSAddrs  []netip.Addr
+	DNSDomain string
+	Log       *slog.Logger
 }
 
 // UnknownKindError names the kinds there are.

@@ -141,10 +141,10 @@ func newBench(t *testing.T) *bench {
 func (b *bench) config() Config {
 	return Config{
 		Socket: b.socket, Node: "a", Version: "v0", Attachments: b.attachments, Objects: b.objects,
-		Ready:      func() Readiness { return b.ready },
-		Rows:       func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
-		Gateways:   []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")},
-		GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Log: slog.New(slog.DiscardHandler),
+		Ready:    func() Readiness { return b.ready },
+		Rows:     func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
+		Gateways: []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")},
+		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, DNSDomain: "cluster.local", GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -266,6 +266,11 @@ func TestAddPodTellsThePluginEverything(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	got = fmt.Sprint(r.Dns.GetNameservers(), r.Dns.GetDomain(), r.Dns.GetSearch(), r.Dns.GetOptions())
+	want = "[10.96.0.10 fd00:10:96::a]" + "default.svc.cluster.local" + "[default.svc.cluster.local svc.cluster.local cluster.local] [ndots:5]"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 	if a := b.attachments.added; a.ContainerID != "c1" || a.Pod.UID != "u1" || a.Pod.Labels["app"] != "web" || a.Netns != "/run/netns/c1" {
 		t.Errorf("asked for %+v", a)
 	}
@@ -275,8 +280,8 @@ func TestASingleFamilyGetsItsOwnGateway(t *testing.T) {
 	b := newBench(t)
 	b.attachments.reply.Addrs = b.attachments.reply.Addrs[1:]
 	r, err := b.AddPod(t.Context(), &apiv1.AddPodRequest{})
-	if err != nil || !slices.Equal(r.Gateways, []string{"fe80::1"}) {
-		t.Errorf("gateways %v, err %v", r.GetGateways(), err)
+	if err != nil || !slices.Equal(r.Gateways, []string{"fe80::1"}) || !slices.Equal(r.GetDns().GetNameservers(), []string{"fd00:10:96::a"}) {
+		t.Errorf("gateways %v, DNS %v, err %v", r.GetGateways(), r.GetDns(), err)
 	}
 }
 

@@ -537,7 +537,10 @@ type AddPodReply struct {
 	// Make the TAP without a virtio-net header, so without any offload.
 	Plain bool `protobuf:"varint,10,opt,name=plain,proto3" json:"plain,omitempty"`
 	// Prefixes to route to the gateway; none: everything.
-	Routes        []string `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
+	Routes []string `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
+	// How the pod finds names, for whom the network configuration doesn't say; absent:
+	// the node answers no questions.
+	Dns           *Resolver `protobuf:"bytes,12,opt,name=dns,proto3" json:"dns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -649,6 +652,82 @@ func (x *AddPodReply) GetRoutes() []string {
 	return nil
 }
 
+func (x *AddPodReply) GetDns() *Resolver {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+// Resolver is what a pod's resolv.conf says.
+type Resolver struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nameservers   []string               `protobuf:"bytes,1,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
+	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	Search        []string               `protobuf:"bytes,3,rep,name=search,proto3" json:"search,omitempty"`
+	Options       []string               `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resolver) Reset() {
+	*x = Resolver{}
+	mi := &file_vswitch_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resolver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resolver) ProtoMessage() {}
+
+func (x *Resolver) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resolver.ProtoReflect.Descriptor instead.
+func (*Resolver) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Resolver) GetNameservers() []string {
+	if x != nil {
+		return x.Nameservers
+	}
+	return nil
+}
+
+func (x *Resolver) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Resolver) GetSearch() []string {
+	if x != nil {
+		return x.Search
+	}
+	return nil
+}
+
+func (x *Resolver) GetOptions() []string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 type DelPodRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *AttachmentKey         `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -658,7 +737,7 @@ type DelPodRequest struct {
 
 func (x *DelPodRequest) Reset() {
 	*x = DelPodRequest{}
-	mi := &file_vswitch_proto_msgTypes[6]
+	mi := &file_vswitch_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +749,7 @@ func (x *DelPodRequest) String() string {
 func (*DelPodRequest) ProtoMessage() {}
 
 func (x *DelPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[6]
+	mi := &file_vswitch_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +762,7 @@ func (x *DelPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelPodRequest.ProtoReflect.Descriptor instead.
 func (*DelPodRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{6}
+	return file_vswitch_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DelPodRequest) GetKey() *AttachmentKey {
@@ -701,7 +780,7 @@ type DelPodReply struct {
 
 func (x *DelPodReply) Reset() {
 	*x = DelPodReply{}
-	mi := &file_vswitch_proto_msgTypes[7]
+	mi := &file_vswitch_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +792,7 @@ func (x *DelPodReply) String() string {
 func (*DelPodReply) ProtoMessage() {}
 
 func (x *DelPodReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[7]
+	mi := &file_vswitch_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +805,7 @@ func (x *DelPodReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelPodReply.ProtoReflect.Descriptor instead.
 func (*DelPodReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{7}
+	return file_vswitch_proto_rawDescGZIP(), []int{8}
 }
 
 type CheckPodRequest struct {
@@ -738,7 +817,7 @@ type CheckPodRequest struct {
 
 func (x *CheckPodRequest) Reset() {
 	*x = CheckPodRequest{}
-	mi := &file_vswitch_proto_msgTypes[8]
+	mi := &file_vswitch_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +829,7 @@ func (x *CheckPodRequest) String() string {
 func (*CheckPodRequest) ProtoMessage() {}
 
 func (x *CheckPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[8]
+	mi := &file_vswitch_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +842,7 @@ func (x *CheckPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPodRequest.ProtoReflect.Descriptor instead.
 func (*CheckPodRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{8}
+	return file_vswitch_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckPodRequest) GetKey() *AttachmentKey {
@@ -786,7 +865,7 @@ type CheckPodReply struct {
 
 func (x *CheckPodReply) Reset() {
 	*x = CheckPodReply{}
-	mi := &file_vswitch_proto_msgTypes[9]
+	mi := &file_vswitch_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +877,7 @@ func (x *CheckPodReply) String() string {
 func (*CheckPodReply) ProtoMessage() {}
 
 func (x *CheckPodReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[9]
+	mi := &file_vswitch_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +890,7 @@ func (x *CheckPodReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPodReply.ProtoReflect.Descriptor instead.
 func (*CheckPodReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{9}
+	return file_vswitch_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckPodReply) GetAttachment() *Attachment {
@@ -843,7 +922,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_vswitch_proto_msgTypes[10]
+	mi := &file_vswitch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +934,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[10]
+	mi := &file_vswitch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +947,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{10}
+	return file_vswitch_proto_rawDescGZIP(), []int{11}
 }
 
 type StatusReply struct {
@@ -884,7 +963,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_vswitch_proto_msgTypes[11]
+	mi := &file_vswitch_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +975,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[11]
+	mi := &file_vswitch_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +988,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{11}
+	return file_vswitch_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StatusReply) GetReady() bool {
@@ -945,7 +1024,7 @@ type GCRequest struct {
 
 func (x *GCRequest) Reset() {
 	*x = GCRequest{}
-	mi := &file_vswitch_proto_msgTypes[12]
+	mi := &file_vswitch_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1036,7 @@ func (x *GCRequest) String() string {
 func (*GCRequest) ProtoMessage() {}
 
 func (x *GCRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[12]
+	mi := &file_vswitch_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1049,7 @@ func (x *GCRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
 func (*GCRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{12}
+	return file_vswitch_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GCRequest) GetNetwork() string {
@@ -998,7 +1077,7 @@ type GCReply struct {
 
 func (x *GCReply) Reset() {
 	*x = GCReply{}
-	mi := &file_vswitch_proto_msgTypes[13]
+	mi := &file_vswitch_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1089,7 @@ func (x *GCReply) String() string {
 func (*GCReply) ProtoMessage() {}
 
 func (x *GCReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[13]
+	mi := &file_vswitch_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1102,7 @@ func (x *GCReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCReply.ProtoReflect.Descriptor instead.
 func (*GCReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{13}
+	return file_vswitch_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GCReply) GetRemoved() []*Attachment {
@@ -1050,7 +1129,7 @@ type GCFailure struct {
 
 func (x *GCFailure) Reset() {
 	*x = GCFailure{}
-	mi := &file_vswitch_proto_msgTypes[14]
+	mi := &file_vswitch_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1141,7 @@ func (x *GCFailure) String() string {
 func (*GCFailure) ProtoMessage() {}
 
 func (x *GCFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[14]
+	mi := &file_vswitch_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1154,7 @@ func (x *GCFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCFailure.ProtoReflect.Descriptor instead.
 func (*GCFailure) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{14}
+	return file_vswitch_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GCFailure) GetKey() *AttachmentKey {
@@ -1102,7 +1181,7 @@ type ListAttachmentsRequest struct {
 
 func (x *ListAttachmentsRequest) Reset() {
 	*x = ListAttachmentsRequest{}
-	mi := &file_vswitch_proto_msgTypes[15]
+	mi := &file_vswitch_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1193,7 @@ func (x *ListAttachmentsRequest) String() string {
 func (*ListAttachmentsRequest) ProtoMessage() {}
 
 func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[15]
+	mi := &file_vswitch_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1206,7 @@ func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttachmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAttachmentsRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{15}
+	return file_vswitch_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListAttachmentsRequest) GetDetachedOnly() bool {
@@ -1146,7 +1225,7 @@ type ListAttachmentsReply struct {
 
 func (x *ListAttachmentsReply) Reset() {
 	*x = ListAttachmentsReply{}
-	mi := &file_vswitch_proto_msgTypes[16]
+	mi := &file_vswitch_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1237,7 @@ func (x *ListAttachmentsReply) String() string {
 func (*ListAttachmentsReply) ProtoMessage() {}
 
 func (x *ListAttachmentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[16]
+	mi := &file_vswitch_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1250,7 @@ func (x *ListAttachmentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttachmentsReply.ProtoReflect.Descriptor instead.
 func (*ListAttachmentsReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{16}
+	return file_vswitch_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListAttachmentsReply) GetAttachments() []*Attachment {
@@ -1191,7 +1270,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_vswitch_proto_msgTypes[17]
+	mi := &file_vswitch_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1282,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[17]
+	mi := &file_vswitch_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1295,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{17}
+	return file_vswitch_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -1236,7 +1315,7 @@ type ApplyReply struct {
 
 func (x *ApplyReply) Reset() {
 	*x = ApplyReply{}
-	mi := &file_vswitch_proto_msgTypes[18]
+	mi := &file_vswitch_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1327,7 @@ func (x *ApplyReply) String() string {
 func (*ApplyReply) ProtoMessage() {}
 
 func (x *ApplyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[18]
+	mi := &file_vswitch_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1340,7 @@ func (x *ApplyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyReply.ProtoReflect.Descriptor instead.
 func (*ApplyReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{18}
+	return file_vswitch_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApplyReply) GetResults() []*ObjectResult {
@@ -1286,7 +1365,7 @@ type ObjectResult struct {
 
 func (x *ObjectResult) Reset() {
 	*x = ObjectResult{}
-	mi := &file_vswitch_proto_msgTypes[19]
+	mi := &file_vswitch_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1377,7 @@ func (x *ObjectResult) String() string {
 func (*ObjectResult) ProtoMessage() {}
 
 func (x *ObjectResult) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[19]
+	mi := &file_vswitch_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1390,7 @@ func (x *ObjectResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectResult.ProtoReflect.Descriptor instead.
 func (*ObjectResult) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{19}
+	return file_vswitch_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ObjectResult) GetKind() string {
@@ -1362,7 +1441,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_vswitch_proto_msgTypes[20]
+	mi := &file_vswitch_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1453,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[20]
+	mi := &file_vswitch_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1466,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{20}
+	return file_vswitch_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -1419,7 +1498,7 @@ type DeleteReply struct {
 
 func (x *DeleteReply) Reset() {
 	*x = DeleteReply{}
-	mi := &file_vswitch_proto_msgTypes[21]
+	mi := &file_vswitch_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1510,7 @@ func (x *DeleteReply) String() string {
 func (*DeleteReply) ProtoMessage() {}
 
 func (x *DeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[21]
+	mi := &file_vswitch_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1523,7 @@ func (x *DeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReply.ProtoReflect.Descriptor instead.
 func (*DeleteReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{21}
+	return file_vswitch_proto_rawDescGZIP(), []int{22}
 }
 
 type GetRequest struct {
@@ -1457,7 +1536,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_vswitch_proto_msgTypes[22]
+	mi := &file_vswitch_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1548,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[22]
+	mi := &file_vswitch_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1561,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{22}
+	return file_vswitch_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -1502,7 +1581,7 @@ type GetReply struct {
 
 func (x *GetReply) Reset() {
 	*x = GetReply{}
-	mi := &file_vswitch_proto_msgTypes[23]
+	mi := &file_vswitch_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1593,7 @@ func (x *GetReply) String() string {
 func (*GetReply) ProtoMessage() {}
 
 func (x *GetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[23]
+	mi := &file_vswitch_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1606,7 @@ func (x *GetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReply.ProtoReflect.Descriptor instead.
 func (*GetReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{23}
+	return file_vswitch_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetReply) GetRows() [][]byte {
@@ -1558,7 +1637,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_vswitch_proto_msgTypes[24]
+	mi := &file_vswitch_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1649,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[24]
+	mi := &file_vswitch_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1662,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{24}
+	return file_vswitch_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CaptureRequest) GetPod() string {
@@ -1648,7 +1727,7 @@ type CaptureReply struct {
 
 func (x *CaptureReply) Reset() {
 	*x = CaptureReply{}
-	mi := &file_vswitch_proto_msgTypes[25]
+	mi := &file_vswitch_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1739,7 @@ func (x *CaptureReply) String() string {
 func (*CaptureReply) ProtoMessage() {}
 
 func (x *CaptureReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[25]
+	mi := &file_vswitch_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1752,7 @@ func (x *CaptureReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureReply.ProtoReflect.Descriptor instead.
 func (*CaptureReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{25}
+	return file_vswitch_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CaptureReply) GetPackets() []*CapturedPacket {
@@ -1725,7 +1804,7 @@ type CapturedPacket struct {
 
 func (x *CapturedPacket) Reset() {
 	*x = CapturedPacket{}
-	mi := &file_vswitch_proto_msgTypes[26]
+	mi := &file_vswitch_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1816,7 @@ func (x *CapturedPacket) String() string {
 func (*CapturedPacket) ProtoMessage() {}
 
 func (x *CapturedPacket) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[26]
+	mi := &file_vswitch_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1829,7 @@ func (x *CapturedPacket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapturedPacket.ProtoReflect.Descriptor instead.
 func (*CapturedPacket) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{26}
+	return file_vswitch_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CapturedPacket) GetUnixNano() int64 {
@@ -1831,7 +1910,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_vswitch_proto_msgTypes[27]
+	mi := &file_vswitch_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1922,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[27]
+	mi := &file_vswitch_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1935,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{27}
+	return file_vswitch_proto_rawDescGZIP(), []int{28}
 }
 
 type VersionReply struct {
@@ -1871,7 +1950,7 @@ type VersionReply struct {
 
 func (x *VersionReply) Reset() {
 	*x = VersionReply{}
-	mi := &file_vswitch_proto_msgTypes[28]
+	mi := &file_vswitch_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1962,7 @@ func (x *VersionReply) String() string {
 func (*VersionReply) ProtoMessage() {}
 
 func (x *VersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[28]
+	mi := &file_vswitch_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1975,7 @@ func (x *VersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionReply.ProtoReflect.Descriptor instead.
 func (*VersionReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{28}
+	return file_vswitch_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VersionReply) GetVersion() string {
@@ -1970,7 +2049,7 @@ const file_vswitch_proto_rawDesc = "" +
 	"\thost_port\x18\x01 \x01(\rR\bhostPort\x12%\n" +
 	"\x0econtainer_port\x18\x02 \x01(\rR\rcontainerPort\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x17\n" +
-	"\ahost_ip\x18\x04 \x01(\tR\x06hostIp\"\xb3\x02\n" +
+	"\ahost_ip\x18\x04 \x01(\tR\x06hostIp\"\xdb\x02\n" +
 	"\vAddPodReply\x12\x10\n" +
 	"\x03ips\x18\x01 \x03(\tR\x03ips\x12\x1a\n" +
 	"\bgateways\x18\x02 \x03(\tR\bgateways\x12\x10\n" +
@@ -1984,7 +2063,13 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x0ftx_queue_frames\x18\t \x01(\rR\rtxQueueFrames\x12\x14\n" +
 	"\x05plain\x18\n" +
 	" \x01(\bR\x05plain\x12\x16\n" +
-	"\x06routes\x18\v \x03(\tR\x06routes\"<\n" +
+	"\x06routes\x18\v \x03(\tR\x06routes\x12&\n" +
+	"\x03dns\x18\f \x01(\v2\x14.vswitch.v1.ResolverR\x03dns\"v\n" +
+	"\bResolver\x12 \n" +
+	"\vnameservers\x18\x01 \x03(\tR\vnameservers\x12\x16\n" +
+	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06search\x18\x03 \x03(\tR\x06search\x12\x18\n" +
+	"\aoptions\x18\x04 \x03(\tR\aoptions\"<\n" +
 	"\rDelPodRequest\x12+\n" +
 	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\"\r\n" +
 	"\vDelPodReply\">\n" +
@@ -2100,7 +2185,7 @@ func file_vswitch_proto_rawDescGZIP() []byte {
 }
 
 var file_vswitch_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_vswitch_proto_goTypes = []any{
 	(Change)(0),                    // 0: vswitch.v1.Change
 	(*AttachmentKey)(nil),          // 1: vswitch.v1.AttachmentKey
@@ -2109,77 +2194,79 @@ var file_vswitch_proto_goTypes = []any{
 	(*AddPodRequest)(nil),          // 4: vswitch.v1.AddPodRequest
 	(*PortMapping)(nil),            // 5: vswitch.v1.PortMapping
 	(*AddPodReply)(nil),            // 6: vswitch.v1.AddPodReply
-	(*DelPodRequest)(nil),          // 7: vswitch.v1.DelPodRequest
-	(*DelPodReply)(nil),            // 8: vswitch.v1.DelPodReply
-	(*CheckPodRequest)(nil),        // 9: vswitch.v1.CheckPodRequest
-	(*CheckPodReply)(nil),          // 10: vswitch.v1.CheckPodReply
-	(*StatusRequest)(nil),          // 11: vswitch.v1.StatusRequest
-	(*StatusReply)(nil),            // 12: vswitch.v1.StatusReply
-	(*GCRequest)(nil),              // 13: vswitch.v1.GCRequest
-	(*GCReply)(nil),                // 14: vswitch.v1.GCReply
-	(*GCFailure)(nil),              // 15: vswitch.v1.GCFailure
-	(*ListAttachmentsRequest)(nil), // 16: vswitch.v1.ListAttachmentsRequest
-	(*ListAttachmentsReply)(nil),   // 17: vswitch.v1.ListAttachmentsReply
-	(*ApplyRequest)(nil),           // 18: vswitch.v1.ApplyRequest
-	(*ApplyReply)(nil),             // 19: vswitch.v1.ApplyReply
-	(*ObjectResult)(nil),           // 20: vswitch.v1.ObjectResult
-	(*DeleteRequest)(nil),          // 21: vswitch.v1.DeleteRequest
-	(*DeleteReply)(nil),            // 22: vswitch.v1.DeleteReply
-	(*GetRequest)(nil),             // 23: vswitch.v1.GetRequest
-	(*GetReply)(nil),               // 24: vswitch.v1.GetReply
-	(*CaptureRequest)(nil),         // 25: vswitch.v1.CaptureRequest
-	(*CaptureReply)(nil),           // 26: vswitch.v1.CaptureReply
-	(*CapturedPacket)(nil),         // 27: vswitch.v1.CapturedPacket
-	(*VersionRequest)(nil),         // 28: vswitch.v1.VersionRequest
-	(*VersionReply)(nil),           // 29: vswitch.v1.VersionReply
-	nil,                            // 30: vswitch.v1.Pod.LabelsEntry
+	(*Resolver)(nil),               // 7: vswitch.v1.Resolver
+	(*DelPodRequest)(nil),          // 8: vswitch.v1.DelPodRequest
+	(*DelPodReply)(nil),            // 9: vswitch.v1.DelPodReply
+	(*CheckPodRequest)(nil),        // 10: vswitch.v1.CheckPodRequest
+	(*CheckPodReply)(nil),          // 11: vswitch.v1.CheckPodReply
+	(*StatusRequest)(nil),          // 12: vswitch.v1.StatusRequest
+	(*StatusReply)(nil),            // 13: vswitch.v1.StatusReply
+	(*GCRequest)(nil),              // 14: vswitch.v1.GCRequest
+	(*GCReply)(nil),                // 15: vswitch.v1.GCReply
+	(*GCFailure)(nil),              // 16: vswitch.v1.GCFailure
+	(*ListAttachmentsRequest)(nil), // 17: vswitch.v1.ListAttachmentsRequest
+	(*ListAttachmentsReply)(nil),   // 18: vswitch.v1.ListAttachmentsReply
+	(*ApplyRequest)(nil),           // 19: vswitch.v1.ApplyRequest
+	(*ApplyReply)(nil),             // 20: vswitch.v1.ApplyReply
+	(*ObjectResult)(nil),           // 21: vswitch.v1.ObjectResult
+	(*DeleteRequest)(nil),          // 22: vswitch.v1.DeleteRequest
+	(*DeleteReply)(nil),            // 23: vswitch.v1.DeleteReply
+	(*GetRequest)(nil),             // 24: vswitch.v1.GetRequest
+	(*GetReply)(nil),               // 25: vswitch.v1.GetReply
+	(*CaptureRequest)(nil),         // 26: vswitch.v1.CaptureRequest
+	(*CaptureReply)(nil),           // 27: vswitch.v1.CaptureReply
+	(*CapturedPacket)(nil),         // 28: vswitch.v1.CapturedPacket
+	(*VersionRequest)(nil),         // 29: vswitch.v1.VersionRequest
+	(*VersionReply)(nil),           // 30: vswitch.v1.VersionReply
+	nil,                            // 31: vswitch.v1.Pod.LabelsEntry
 }
 var file_vswitch_proto_depIdxs = []int32{
 	1,  // 0: vswitch.v1.Attachment.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 1: vswitch.v1.Attachment.pod:type_name -> vswitch.v1.Pod
 	5,  // 2: vswitch.v1.Attachment.port_mappings:type_name -> vswitch.v1.PortMapping
-	30, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
+	31, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
 	1,  // 4: vswitch.v1.AddPodRequest.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 5: vswitch.v1.AddPodRequest.pod:type_name -> vswitch.v1.Pod
 	5,  // 6: vswitch.v1.AddPodRequest.port_mappings:type_name -> vswitch.v1.PortMapping
-	1,  // 7: vswitch.v1.DelPodRequest.key:type_name -> vswitch.v1.AttachmentKey
-	1,  // 8: vswitch.v1.CheckPodRequest.key:type_name -> vswitch.v1.AttachmentKey
-	2,  // 9: vswitch.v1.CheckPodReply.attachment:type_name -> vswitch.v1.Attachment
-	1,  // 10: vswitch.v1.GCRequest.valid:type_name -> vswitch.v1.AttachmentKey
-	2,  // 11: vswitch.v1.GCReply.removed:type_name -> vswitch.v1.Attachment
-	15, // 12: vswitch.v1.GCReply.failed:type_name -> vswitch.v1.GCFailure
-	1,  // 13: vswitch.v1.GCFailure.key:type_name -> vswitch.v1.AttachmentKey
-	2,  // 14: vswitch.v1.ListAttachmentsReply.attachments:type_name -> vswitch.v1.Attachment
-	20, // 15: vswitch.v1.ApplyReply.results:type_name -> vswitch.v1.ObjectResult
-	0,  // 16: vswitch.v1.ObjectResult.change:type_name -> vswitch.v1.Change
-	27, // 17: vswitch.v1.CaptureReply.packets:type_name -> vswitch.v1.CapturedPacket
-	4,  // 18: vswitch.v1.Node.AddPod:input_type -> vswitch.v1.AddPodRequest
-	7,  // 19: vswitch.v1.Node.DelPod:input_type -> vswitch.v1.DelPodRequest
-	9,  // 20: vswitch.v1.Node.CheckPod:input_type -> vswitch.v1.CheckPodRequest
-	11, // 21: vswitch.v1.Node.Status:input_type -> vswitch.v1.StatusRequest
-	13, // 22: vswitch.v1.Node.GC:input_type -> vswitch.v1.GCRequest
-	16, // 23: vswitch.v1.Node.ListAttachments:input_type -> vswitch.v1.ListAttachmentsRequest
-	18, // 24: vswitch.v1.Node.Apply:input_type -> vswitch.v1.ApplyRequest
-	21, // 25: vswitch.v1.Node.Delete:input_type -> vswitch.v1.DeleteRequest
-	23, // 26: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
-	25, // 27: vswitch.v1.Node.Capture:input_type -> vswitch.v1.CaptureRequest
-	28, // 28: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
-	6,  // 29: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
-	8,  // 30: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
-	10, // 31: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
-	12, // 32: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
-	14, // 33: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
-	17, // 34: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
-	19, // 35: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
-	22, // 36: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
-	24, // 37: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
-	26, // 38: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
-	29, // 39: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
-	29, // [29:40] is the sub-list for method output_type
-	18, // [18:29] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	7,  // 7: vswitch.v1.AddPodReply.dns:type_name -> vswitch.v1.Resolver
+	1,  // 8: vswitch.v1.DelPodRequest.key:type_name -> vswitch.v1.AttachmentKey
+	1,  // 9: vswitch.v1.CheckPodRequest.key:type_name -> vswitch.v1.AttachmentKey
+	2,  // 10: vswitch.v1.CheckPodReply.attachment:type_name -> vswitch.v1.Attachment
+	1,  // 11: vswitch.v1.GCRequest.valid:type_name -> vswitch.v1.AttachmentKey
+	2,  // 12: vswitch.v1.GCReply.removed:type_name -> vswitch.v1.Attachment
+	16, // 13: vswitch.v1.GCReply.failed:type_name -> vswitch.v1.GCFailure
+	1,  // 14: vswitch.v1.GCFailure.key:type_name -> vswitch.v1.AttachmentKey
+	2,  // 15: vswitch.v1.ListAttachmentsReply.attachments:type_name -> vswitch.v1.Attachment
+	21, // 16: vswitch.v1.ApplyReply.results:type_name -> vswitch.v1.ObjectResult
+	0,  // 17: vswitch.v1.ObjectResult.change:type_name -> vswitch.v1.Change
+	28, // 18: vswitch.v1.CaptureReply.packets:type_name -> vswitch.v1.CapturedPacket
+	4,  // 19: vswitch.v1.Node.AddPod:input_type -> vswitch.v1.AddPodRequest
+	8,  // 20: vswitch.v1.Node.DelPod:input_type -> vswitch.v1.DelPodRequest
+	10, // 21: vswitch.v1.Node.CheckPod:input_type -> vswitch.v1.CheckPodRequest
+	12, // 22: vswitch.v1.Node.Status:input_type -> vswitch.v1.StatusRequest
+	14, // 23: vswitch.v1.Node.GC:input_type -> vswitch.v1.GCRequest
+	17, // 24: vswitch.v1.Node.ListAttachments:input_type -> vswitch.v1.ListAttachmentsRequest
+	19, // 25: vswitch.v1.Node.Apply:input_type -> vswitch.v1.ApplyRequest
+	22, // 26: vswitch.v1.Node.Delete:input_type -> vswitch.v1.DeleteRequest
+	24, // 27: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
+	26, // 28: vswitch.v1.Node.Capture:input_type -> vswitch.v1.CaptureRequest
+	29, // 29: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
+	6,  // 30: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
+	9,  // 31: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
+	11, // 32: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
+	13, // 33: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
+	15, // 34: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
+	18, // 35: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
+	20, // 36: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
+	23, // 37: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
+	25, // 38: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
+	27, // 39: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
+	30, // 40: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
+	30, // [30:41] is the sub-list for method output_type
+	19, // [19:30] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_vswitch_proto_init() }
@@ -2193,7 +2280,7 @@ func file_vswitch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vswitch_proto_rawDesc), len(file_vswitch_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
