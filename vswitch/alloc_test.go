@@ -38,11 +38,26 @@ func (o oneEndpoint) Pick(*flow.Key, *wire.Headers) (flow.Endpoint, drop.Reason)
 func (oneEndpoint) HasVIP(*wire.Addr) bool                 { return true }
 func (oneEndpoint) Exposed(*wire.Addr, uint16, uint8) bool { return true }
 
-// forwarder is a switch with two pods and a tunnel, whose worker the caller
-// drives by hand.
-func forwarder(tb testing.TB, packets ...wiretest.Packet) (serve func()) {
+// forwarding is a worker that the caller drives by hand.
+type forwarding struct {
+	worker *worker
+	port   *port
+	in     *source
+	before func() // each run; nil: nothing
+}
+
+// run serves the source once.
+func (f *forwarding) run() {
+	if f.before != nil {
+		f.before()
+	}
+	f.worker.serve(polled{port: f.port, queue: f.in})
+}
+
+// forwarder is a switch with two pods and a tunnel, and room for so many flows.
+func forwarder(tb testing.TB, connections int, packets ...wiretest.Packet) *forwarding {
 	a, b := netip.MustParseAddr("10.244.1.10"), netip.MustParseAddr("10.244.1.11")
-	flows, err := flow.New(flow.Config{Connections: 1 << 12})
+	flows, err := flow.New(flow.Config{Connections: connections, PerOwner: connections})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -78,7 +93,7 @@ func forwarder(tb testing.TB, packets ...wiretest.Packet) (serve func()) {
 	sw.SetFacts(Facts{Routers: []netip.Addr{netip.MustParseAddr("10.244.1.1")}})
 	w, p := sw.workers[0], (*sw.ports.Load())[idA]
 	w.stop() // from here on the caller is the worker
-	return func() { w.serve(polled{port: p, queue: in}) }
+	return &forwarding{worker: w, port: p, in: in}
 }
 
 var hotPackets = []wiretest.Packet{
@@ -93,34 +108,9 @@ var hotPackets = []wiretest.Packet{
 
 // Forwarding allocates nothing: direct and rewritten flows, answers, drops.
 func TestForwardingAllocatesNothing(t *testing.T) {
-	serve := forwarder(t, hotPackets...)
-	serve() // the flows are installed
-	if n := testing.AllocsPerRun(1000, serve); n != 0 {
+	f := forwarder(t, 1<<12, hotPackets...)
+	f.run() // the flows are installed
+	if n := testing.AllocsPerRun(1000, f.run); n != 0 {
 		t.Errorf("%v allocations a batch, want 0", n)
-	}
-}
-
-func BenchmarkForward(b *testing.B) {
-	for _, tt := range []struct {
-		name   string
-		packet wiretest.Packet
-	}{
-		{"64B-UDP-to-local-pod", wiretest.Packet{Dst: netip.MustParseAddr("10.244.1.11"), Proto: 17, SrcPort: 1, DstPort: 2, Payload: make([]byte, 18)}},
-		{"64B-UDP-to-tunnel", wiretest.Packet{Dst: netip.MustParseAddr("10.244.2.20"), Proto: 17, SrcPort: 1, DstPort: 2, Payload: make([]byte, 18)}},
-		{"64B-UDP-to-VIP", wiretest.Packet{Dst: netip.MustParseAddr("10.96.0.1"), Proto: 17, SrcPort: 1, DstPort: 2, Payload: make([]byte, 18)}},
-	} {
-		b.Run(tt.name, func(b *testing.B) {
-			packets := make([]wiretest.Packet, frame.BatchFrames)
-			for i := range packets {
-				packets[i] = tt.packet
-			}
-			serve := forwarder(b, packets...)
-			for b.Loop() {
-				serve()
-			}
-			frames := float64(b.N) * frame.BatchFrames
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/frames, "ns/frame")
-			b.ReportMetric(frames/b.Elapsed().Seconds(), "frames/s")
-		})
 	}
 }
