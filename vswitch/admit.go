@@ -125,7 +125,7 @@ func (w *worker) install(spec *flow.Spec, h *wire.Headers) drop.Reason {
 		result := flows.Insert(spec, h.TCPFlags, w.tick)
 		switch result {
 		case flow.Inserted, flow.Exists:
-			if w.lookup(h) {
+			if w.lookup() {
 				return drop.None
 			}
 			return drop.FlowTableFull // gone again at once: another worker needed the room

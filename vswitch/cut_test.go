@@ -9,6 +9,7 @@ import (
 	"vswitch/internal/wire"
 	"vswitch/internal/wiretest"
 	"vswitch/vswitch/drop"
+	"vswitch/vswitch/flow"
 	"vswitch/vswitch/frame"
 )
 
@@ -97,10 +98,12 @@ func TestCutOffloaded(t *testing.T) {
 	raw = d.fromA(wiretest.Packet{Dst: straightToB, Proto: 6, Flags: wire.ACK, SrcPort: 1, DstPort: 2, Payload: make([]byte, 20000)})
 	f.Set(raw)
 	f.VNet = frame.VNet{Flags: frame.NeedsCsum, GSOType: frame.GSOTCPv4, GSOSize: 1400, CsumStart: 34, CsumOffset: 16}
-	wire.Parse(f.Bytes(), &d.w.headers)
+	wire.Parse(f.Bytes(), &h)
+	key := flow.KeyOf(&h)
+	d.w.hash = d.w.sw.cfg.Flows.Hash(&key)
 	d.w.ports = *d.w.sw.ports.Load()
 	d.w.facts = d.w.sw.facts.Load()
-	if r := d.w.forward(d.a, f); r != drop.None || f.VNet.GSOSize != 536 || f.Len() != len(raw) {
+	if r := d.w.forward(d.a, f, &h); r != drop.None || f.VNet.GSOSize != 536 || f.Len() != len(raw) {
 		t.Errorf("a super-frame: %v, segments of %d in %d bytes, want 536 in %d", r, f.VNet.GSOSize, f.Len(), len(raw))
 	}
 	d.w.flush(d.a)

@@ -8,22 +8,16 @@ import (
 	"vswitch/vswitch/frame"
 )
 
-// forward decides one frame: it is staged on an egress port, answered in place
-// (an answer is staged too), or the reason why it goes no further is returned.
+// forward decides one frame with headers h: it is staged on an egress port,
+// answered in place (an answer is staged too), or the reason why it goes no
+// further is returned. Where it may have a flow, w.hash is that of its tuple.
 //
 // The order is what makes it safe. First the port's guards, so that nothing is
 // believed of a frame that its sender may not say. Then the flow table, before
 // the FIB: an answer to a spoofed or translated source must go where its flow
 // says, whoever owns that address. Only then the FIB.
-func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
-	if s := in.spares[w.id]; s != nil && s.busy > 0 {
-		w.tendSpares(in, s)
-	}
-	h := &w.headers
+func (w *worker) forward(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	w.rewritten = false
-	if r := wire.Parse(f.Bytes(), h); r != drop.None {
-		return r
-	}
 	if r := w.guard(in, f, h); r != drop.None {
 		return r
 	}
@@ -57,7 +51,7 @@ func (w *worker) forward(in *port, f *frame.Frame) drop.Reason {
 // forwardFlow sends a packet with ports by its flow, which is made if there is none.
 func (w *worker) forwardFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	w.key = flow.KeyOf(h)
-	if !w.lookup(h) || w.hit.Reopens(h.TCPFlags) {
+	if !w.lookup() || w.hit.Reopens(h.TCPFlags) {
 		if done, r := w.admit(in, f, h); done {
 			return r
 		}
@@ -140,9 +134,8 @@ func (w *worker) send(in, out *port, f *frame.Frame, h *wire.Headers) drop.Reaso
 	return drop.None
 }
 
-// lookup finds the flow of w.key and leaves it in w.hit.
-func (w *worker) lookup(h *wire.Headers) bool {
-	w.hash = w.sw.cfg.Flows.Hash(&w.key)
+// lookup finds the flow of w.key, whose hash is w.hash, and leaves it in w.hit.
+func (w *worker) lookup() bool {
 	return w.sw.cfg.Flows.Lookup(&w.key, w.hash, w.tick, &w.hit)
 }
 

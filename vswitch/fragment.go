@@ -63,7 +63,6 @@ func (w *worker) forwardLater(in *port, f *frame.Frame, h *wire.Headers) drop.Re
 	if s := in.spares[w.id]; s != nil && s.held > 0 { // the first came to another worker
 		d := datagramOf(h)
 		w.release(in, &d)
-		wire.Parse(f.Bytes(), h)
 		w.rewritten = false
 		if !fragments.Find(h, w.tick, &w.key) {
 			return drop.StrayFragment // replaced this moment
@@ -74,18 +73,18 @@ func (w *worker) forwardLater(in *port, f *frame.Frame, h *wire.Headers) drop.Re
 
 // forwardRest sends a later fragment whose datagram has the tuple w.key.
 func (w *worker) forwardRest(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
-	if !w.lookup(h) {
+	w.hash = w.sw.cfg.Flows.Hash(&w.key)
+	f.Hash = uint32(w.hash)
+	if !w.lookup() {
 		// A direct flow that found no room in the table, or one that has ended.
 		if f.Ingress || w.sw.cfg.FIB.Lookup(&h.Dst).Kind == fib.VIP {
 			return drop.StrayFragment
 		}
-		f.Hash = uint32(w.hash)
 		return w.route(in, f, h)
 	}
 	if f.Ingress && in.kind == PortTunnel && !w.hitIsOfPeer(f) {
 		return drop.StrayFragment
 	}
-	f.Hash = uint32(w.hash)
 	w.sw.cfg.Flows.Track(&w.hit, 0, 1, f.Len(), w.tick)
 	if w.hit.Rewrite {
 		if !w.rewritesInPieces() {

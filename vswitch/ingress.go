@@ -35,7 +35,7 @@ func (w *worker) forwardIngress(in *port, f *frame.Frame, h *wire.Headers) drop.
 		return drop.NotExposed
 	}
 	w.key = flow.KeyOf(h)
-	if w.lookup(h) && !w.hit.Reopens(h.TCPFlags) {
+	if w.lookup() && !w.hit.Reopens(h.TCPFlags) {
 		if !w.hitIsOfPeer(f) {
 			return w.refuseTaken(in, f, h)
 		}

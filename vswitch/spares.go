@@ -117,11 +117,15 @@ func (w *worker) reclaim(s *spares) {
 	}
 }
 
-// tendSpares looks after what is not free, before a frame of the port is decided: sent
+// tendSpares looks after what is not free, before a batch of the port is decided: sent
 // frames are free again; once a tick, fragments whose first was seen by another
 // worker go on, and those that have waited too long are dropped. A port that
 // says nothing more keeps the last it said.
-func (w *worker) tendSpares(in *port, s *spares) {
+func (w *worker) tendSpares(in *port) {
+	s := in.spares[w.id]
+	if s == nil || s.busy == 0 {
+		return
+	}
 	w.reclaim(s)
 	if s.held == 0 || s.looked == w.tick {
 		return
@@ -154,7 +158,7 @@ func (w *worker) hold(in *port, f *frame.Frame, h *wire.Headers) bool {
 }
 
 // release sends the fragments that waited for this datagram's first one, in the
-// order of their coming. The headers of the frame in hand are lost by it.
+// order of their coming. What w knows of the frame in hand is lost by it.
 func (w *worker) release(in *port, d *datagram) {
 	s := in.spares[w.id]
 	if s == nil {
@@ -175,7 +179,7 @@ func (w *worker) release(in *port, d *datagram) {
 
 // forwardHeld sends a fragment that waited, if its tuple is known by now.
 func (w *worker) forwardHeld(in *port, s *spares, one *spare) bool {
-	h := &w.headers
+	h := &w.waited
 	if wire.Parse(one.frame.Bytes(), h) != drop.None || !w.sw.cfg.Flows.Fragments.Find(h, w.tick, &w.key) {
 		return false
 	}

@@ -45,9 +45,10 @@ type worker struct {
 	staged  [][]*frame.Frame // by port id
 	touched []*port          // ports with staged frames
 
-	headers   wire.Headers // of the frame in hand
+	stages                 // what is known of each frame of the batch
+	waited    wire.Headers // of a fragment that waited and is sent now
 	quoted    wire.Headers // of the packet that an ICMP error in hand quotes
-	key       flow.Key     // the tuple it came with
+	key       flow.Key     // the tuple the frame in hand came with
 	hash      uint64       // of key
 	hit       flow.Hit     // its flow, and whether the flow's rewrite has been done to it:
 	rewritten bool
@@ -133,38 +134,6 @@ func (w *worker) serve(p polled) {
 			w.sw.cfg.QueueDied(p.port.name, err)
 		}
 	}
-}
-
-// forwardBatch decides and sends what the batch holds; all of it came in by in.
-func (w *worker) forwardBatch(in *port) {
-	n := w.batch.Len()
-	if n == 0 {
-		return
-	}
-	w.ports = *w.sw.ports.Load()
-	w.facts = w.sw.facts.Load()
-	if w.tap.captures = w.sw.captures.Load(); w.tap.captures != nil {
-		w.tapIngress(in)
-	}
-	bytes := 0
-	for i := range n {
-		f := w.batch.At(i)
-		bytes += f.Len()
-		if f.Drop == drop.None {
-			f.Drop = w.forward(in, f)
-		}
-		if f.Drop != drop.None {
-			w.lost(in, f, f.Drop)
-		}
-	}
-	w.flush(in)
-	if w.tap.captures != nil {
-		w.tapEnd()
-	}
-	// Counted last: who sees a frame counted sees all that came of it.
-	c := &in.counters[w.id]
-	c.ingressFrames.add(uint64(n))
-	c.ingressBytes.add(uint64(bytes))
 }
 
 func (w *worker) count(in *port, r drop.Reason) { in.counters[w.id].drops[r].add(1) }

@@ -1,6 +1,9 @@
 package flow
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // admission decides who gets a record: it holds the free ones and counts each
 // owner's connections. Records that were never used lie beyond fresh, so the memory of
@@ -10,11 +13,12 @@ type admission struct {
 	perOwner int32
 	records  []record
 
+	live atomic.Int32 // records in use; changed under mu, read by anyone
+
 	mu     sync.Mutex // guards all below, and record.next
 	owners map[uint64]int32
 	free   uint32 // first free record that was used before, plus one; 0: none
 	fresh  uint32 // records from here on were never used
-	live   int
 }
 
 func (a *admission) init(records []record, perOwner int) {
@@ -40,7 +44,7 @@ func (a *admission) reserve(owner uint64) (rec uint32, _ Result) {
 		return 0, TableFull
 	}
 	a.owners[owner] = n + 1
-	a.live++
+	a.live.Add(1)
 	return rec, Inserted
 }
 
@@ -55,14 +59,10 @@ func (a *admission) giveBack(rec uint32, owner uint64) {
 	} else {
 		delete(a.owners, owner)
 	}
-	a.live--
+	a.live.Add(-1)
 }
 
-func (a *admission) len() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.live
-}
+func (a *admission) len() int { return int(a.live.Load()) }
 
 // used is how many records were ever used: those from 0 on.
 func (a *admission) used() uint32 {

@@ -185,7 +185,7 @@ func TestWarmGuessesTheRecordThatLookupFinds(t *testing.T) {
 	for i := range uint32(n) {
 		c, _, _ := table.home(hashes[i])
 		hit, _ := lookup(table, numbered(i).Reply, 1)
-		if table.chunks[c].guess(slotTag(hashes[i])) == uint32(hit.Ref) {
+		if table.chunks[c].guess(slotTag(hashes[i])) == uint32(hit.Ref)<<1|uint32(hit.Dir) {
 			right++
 		}
 	}
@@ -193,6 +193,6 @@ func TestWarmGuessesTheRecordThatLookupFinds(t *testing.T) {
 		t.Errorf("%d guesses of %d are right", right, n)
 	}
 	for _, length := range []int{0, 1, warmBatch, warmBatch + 1, n} {
-		table.Warm(hashes[:length])
+		table.warm(hashes[:length])
 	}
 }
