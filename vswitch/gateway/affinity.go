@@ -107,10 +107,14 @@ func (a *affinity) drop(t *pins) {
 	}
 }
 
+func (t *pins) shard(addr *wire.Addr) *pinShard {
+	return &t.shards[maphash.Bytes(t.all.seed, addr[:])%pinShards]
+}
+
 // choose gives the client the endpoint it had, or one at random that it keeps.
 func (t *pins) choose(p *pool, addr *wire.Addr, tick uint32) flow.Endpoint {
 	who := client{*addr, p.local}
-	s := &t.shards[maphash.Bytes(t.all.seed, addr[:])%pinShards]
+	s := t.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	had, known := s.pins[who]
@@ -130,6 +134,17 @@ func (t *pins) choose(p *pool, addr *wire.Addr, tick uint32) flow.Endpoint {
 		s.pins[who] = pin{e, tick}
 	}
 	return e
+}
+
+// move gives a client that is remembered another endpoint.
+func (t *pins) move(p *pool, addr *wire.Addr, e flow.Endpoint, tick uint32) {
+	who := client{*addr, p.local}
+	s := t.shard(addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.pins[who]; known {
+		s.pins[who] = pin{e, tick}
+	}
 }
 
 // expired reports whether a client has been away for longer than the timeout, by

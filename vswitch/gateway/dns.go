@@ -161,6 +161,8 @@ func (c *dnsConn) touch() { c.used.Store(c.g.tick.Load()) }
 // used (RFC 7766 section 6.2.3), nor one whose pod doesn't take its answers.
 func (c *dnsConn) idle(tick, _, _ uint32) bool { return tick-c.used.Load() >= dnsIdleTicks }
 
+func (c *dnsConn) backend() backend { return backend{} }
+
 // serveDNS carries a pod's connection to the server from SYN to end.
 func (g *Gateway) serveDNS(r *tcp.ForwarderRequest, k *flow.Key) {
 	if !g.dns.connections.Take(k.Src, 1) {

@@ -44,7 +44,7 @@ func (g *Gateway) admitSYN(forwarder *tcp.Forwarder, id stack.TransportEndpointI
 		return false
 	}
 	k := keyOf(id)
-	if _, ok := g.policy.egressTCP(addrPort(&k.Dst, k.DstPort)); !ok && !g.dns.serves(&k) { // judged already, unless it came in fragments
+	if !g.servesTCP(&k) { // judged already, unless it came in fragments
 		return false
 	}
 	switch g.usage.reserve(&k) {
@@ -77,6 +77,10 @@ func (g *Gateway) connect(r *tcp.ForwarderRequest) {
 	defer g.dials.Done()
 	k := keyOf(r.ID())
 	defer g.usage.release(&k)
+	if p := g.poolFor(&k); p != nil && p.proxy != nil {
+		g.proxyPod(r, &k, p)
+		return
+	}
 	if g.dns.serves(&k) {
 		g.serveDNS(r, &k)
 		return
@@ -121,6 +125,10 @@ func (g *Gateway) dialHost(dst netip.AddrPort) (*net.TCPConn, error) {
 func (g *Gateway) dialTCP(to netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
 	defer cancel()
+	return dialTCP(ctx, to)
+}
+
+func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	d := net.Dialer{KeepAliveConfig: hostKeepAlive}
 	c, err := d.DialContext(ctx, "tcp", to.String())
 	if err != nil {

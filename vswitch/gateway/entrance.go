@@ -78,6 +78,15 @@ func (e *entrance) keeps(s *session) bool {
 		(p.allow == nil || contains(p.allow, s.remote.Addr()))
 }
 
+// backend is an endpoint as a connection's other end; zero for a host port, whose
+// pod's flows are forgotten with the pod.
+func (e *entrance) backend(endpoint uint64) backend {
+	if e.service == (ServiceKey{}) {
+		return backend{}
+	}
+	return backend{e.service, endpoint}
+}
+
 // before is the order of precedence.
 func (e *entrance) before(o *entrance) int {
 	if e.kind != o.kind {

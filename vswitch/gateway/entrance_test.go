@@ -49,9 +49,13 @@ func byPod(pod string, at netip.Addr, port uint16, proto uint8, to netip.Addr) H
 
 // inForce is a service as the table makes it, whose rules are not asked: it refuses
 // outside addresses on loopback.
-func inForce(s *Service) *served {
+func inForce(g *Gateway, s *Service) *served {
 	s = s.clone()
-	return &served{Service: s, pools: newPools(s, nil)}
+	f := &served{Service: s, pools: newPools(s, nil, nil)}
+	g.services.mu.Lock()
+	defer g.services.mu.Unlock()
+	g.services.all[s.ServiceKey] = f
+	return f
 }
 
 // Who has a port of the host when several want it, case 18: each in turn goes, and
@@ -63,7 +67,7 @@ func TestPrecedence(t *testing.T) {
 		s := published(wire.ProtoTCP, 0)
 		s.Name, s.Port = name, port
 		change(&s)
-		g.listeners.replace(nil, inForce(&s))
+		g.listeners.replace(nil, inForce(g, &s))
 		return s.ServiceKey
 	}
 	// In the opposite order, so that coming first is no help.
@@ -79,7 +83,7 @@ func TestPrecedence(t *testing.T) {
 	first := put("first", func(s *Service) { s.LoadBalancerIPs = []netip.Addr{hostA} })
 
 	forget := func(k ServiceKey) func() {
-		return func() { g.listeners.replace(inForce(&Service{ServiceKey: k}), nil) }
+		return func() { g.listeners.replace(inForce(g, &Service{ServiceKey: k}), nil) }
 	}
 	for _, step := range []struct {
 		has    EntranceKind
@@ -238,7 +242,7 @@ func TestWhatLoopbackHas(t *testing.T) {
 	for _, enabled := range []bool{false, true} {
 		g := newTestGateway(t, func(c *Config) { onHost(c); c.NodePortLoopback = enabled })
 		s := published(wire.ProtoTCP, freePort(t))
-		g.listeners.replace(nil, inForce(&s))
+		g.listeners.replace(nil, inForce(g, &s))
 		want := []netip.Addr{hostA, hostB}
 		if enabled {
 			want = []netip.Addr{loop4, hostA, hostB, loop6}
@@ -280,7 +284,7 @@ func TestOutsideAddressesFollowTheHost(t *testing.T) {
 	s := published(wire.ProtoTCP, 0)
 	s.Port = freePort(t)
 	s.LoadBalancerIPs, s.ExternalIPs = []netip.Addr{hostB, netip.MustParseAddr("203.0.113.9")}, []netip.Addr{hostA}
-	g.listeners.replace(nil, inForce(&s))
+	g.listeners.replace(nil, inForce(g, &s))
 	expect := func(want ...netip.Addr) {
 		t.Helper()
 		if got := openAt(g, func(*ListenerStatus) bool { return true }); !slices.Equal(got, want) {
@@ -306,7 +310,7 @@ func TestSourceRangesOutside(t *testing.T) {
 		s.Name, s.Port = protocolName(proto), freePort(t)
 		s.LoadBalancerIPs = []netip.Addr{hostA}
 		s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")}
-		g.listeners.replace(nil, inForce(&s))
+		g.listeners.replace(nil, inForce(g, &s))
 		want := protocolName(proto) + " " + pod4.String()
 		if got := askHost(t, protocolName(proto), netip.AddrPortFrom(hostA, s.NodePort)); got != want {
 			t.Errorf("at the node port: %q, want %q", got, want)
@@ -327,7 +331,7 @@ func TestSourceRangesOutside(t *testing.T) {
 			c.Write([]byte("x"))
 		}
 		eventually(t, "the client is counted", func() bool { return g.Stats().IngressForbidden == before+1 })
-		g.listeners.replace(inForce(&s), inForce(&allowed))
+		g.listeners.replace(inForce(g, &s), inForce(g, &allowed))
 		if got := askHost(t, protocolName(proto), netip.AddrPortFrom(hostA, s.Port)); got != want {
 			t.Errorf("once its range is allowed: %q, want %q", got, want)
 		}
@@ -341,7 +345,7 @@ func TestTakenSourcePortIsChanged(t *testing.T) {
 			g, n := start(t, onHost)
 			from := podServer(n, fam)
 			s := published(wire.ProtoTCP, freePort(t))
-			g.listeners.replace(nil, inForce(&s))
+			g.listeners.replace(nil, inForce(g, &s))
 			n.Watch(func(f *frame.Frame, fromGateway bool) { // a switch that refuses the client's own port
 				var h wire.Headers
 				if wire.Parse(f.Bytes(), &h) != drop.None || !fromGateway || h.SrcPort != fam.outside.Port() {
@@ -366,7 +370,7 @@ func TestTakenSourcePortIsChanged(t *testing.T) {
 		t.Run("UDP", func(t *testing.T) {
 			g := newTestGateway(t, onHost)
 			s := published(wire.ProtoUDP, freePort(t))
-			g.listeners.replace(nil, inForce(&s))
+			g.listeners.replace(nil, inForce(g, &s))
 			sock, err := openHostSocket(kindOf(false, fam.pod.Is6()), netip.AddrPortFrom(netip.MustParseAddr(fam.loopback), 0))
 			if err != nil {
 				t.Fatal(err)

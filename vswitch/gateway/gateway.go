@@ -25,6 +25,7 @@
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined
 //	dns.go       the node's own DNS server
+//	proxy.go     services whose connections end here; proxy_header.go, proxy_pair.go
 //	refuse.go    resets and ICMP errors
 //	service.go   what a service is
 //	service_table.go, service_pool.go  which endpoints a flow can get, and which it does
@@ -160,17 +161,27 @@ func (g *Gateway) Queue(i int) *link.Queue { return g.link.Queue(i) }
 // A service's own address and port come before a node port. A host port is
 // no service's: pods reach it as they reach all else of the node, through the host.
 func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason) {
-	p := g.services.at(k)
-	if p == nil {
-		if g.dns.serves(k) {
-			return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, Gateway: true}, drop.None
-		}
-		p = g.services.atNodePort(k)
-		if p == nil || !g.policy.onNode(k.Dst.Netip()) {
-			return flow.Endpoint{}, drop.NoService
-		}
+	p := g.poolFor(k)
+	switch {
+	case p == nil && g.dns.serves(k):
+		return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, Gateway: true}, drop.None
+	case p == nil:
+		return flow.Endpoint{}, drop.NoService
+	case p.proxy != nil:
+		return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, Gateway: true}, p.refuses(&k.Src)
 	}
 	return p.pick(&k.Src, g.tick.Load())
+}
+
+// poolFor is what a pod's flow is served from; nil: no service has its destination.
+func (g *Gateway) poolFor(k *flow.Key) *pool {
+	if p := g.services.at(k); p != nil {
+		return p
+	}
+	if p := g.services.atNodePort(k); p != nil && g.policy.onNode(k.Dst.Netip()) {
+		return p
+	}
+	return nil
 }
 
 // HasVIP reports whether some service, or the DNS server, has this address.
@@ -211,6 +222,7 @@ func (g *Gateway) DeleteService(key ServiceKey) error {
 }
 
 func (g *Gateway) tellGone(gone []Gone) {
+	g.abortGone(gone)
 	if g.cfg.EndpointGone == nil {
 		return
 	}

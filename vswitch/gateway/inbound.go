@@ -67,12 +67,12 @@ func (g *Gateway) judgeTCP(f *frame.Frame, h *wire.Headers) drop.Reason {
 	if !h.HasL4 || h.TCPFlags&(wire.SYN|wire.ACK|wire.RST) != wire.SYN {
 		return drop.None
 	}
-	if _, ok := g.policy.egressTCP(addrPort(&h.Dst, h.DstPort)); !ok && !g.dns.takes(h) {
+	k := flow.KeyOf(h)
+	if !g.servesTCP(&k) {
 		g.counters.egressForbidden.Add(1)
 		g.refuser.refuse(f.Bytes(), h, adminProhibited)
 		return drop.EgressDenied
 	}
-	k := flow.KeyOf(h)
 	switch g.usage.check(&k) {
 	case overCap:
 		g.refuser.refuse(f.Bytes(), h, adminProhibited)

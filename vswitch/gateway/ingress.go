@@ -29,6 +29,10 @@ func (g *Gateway) serveClient(client *net.TCPConn, e *entrance) {
 
 // serveClientAs is serveClient for a client known by the address from.
 func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, e *entrance) {
+	if p := e.pools[familyOf(from.Addr())].Load(); p.proxy != nil {
+		g.proxyOutside(client, from, p)
+		return
+	}
 	ep, reason := e.pick(from.Addr(), g.tick.Load())
 	if reason != drop.None {
 		g.counters.refused(reason)
@@ -37,7 +41,7 @@ func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, e *ent
 	}
 	to := addrPort(&ep.Addr, ep.Port)
 	if !g.policy.inCluster(to.Addr()) {
-		g.serveByHost(client, to)
+		g.serveByHost(client, to, e.backend(ep.ID))
 		return
 	}
 	src, ok := g.policy.sourceFor(from, to.Addr())
@@ -46,22 +50,22 @@ func (g *Gateway) serveClientAs(client *net.TCPConn, from netip.AddrPort, e *ent
 		reset(client)
 		return
 	}
-	pod, err := g.dialAs(src, to)
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
+	pod, err := g.dialAs(ctx, src, to)
+	cancel()
 	if err != nil {
 		g.counters.ingressFailed.Add(1)
 		reset(client)
 		return
 	}
-	(&splice{host: client, pod: pod, g: g}).run()
+	(&splice{host: client, pod: pod, g: g, to: e.backend(ep.ID)}).run()
 }
 
 // dialAs connects to a pod in the name of src. A client's address is promised, its
 // port is not: it may have a connection from that port to the same pod by another
 // node port, here or by way of another node, and then the switch refuses. So a
 // refusal is believed the second time, from another port.
-func (g *Gateway) dialAs(src, to netip.AddrPort) (*podConn, error) {
-	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.DialTimeout)
-	defer cancel()
+func (g *Gateway) dialAs(ctx context.Context, src, to netip.AddrPort) (*podConn, error) {
 	pod, err := dialPod(ctx, g.stack, src, to)
 	if err != nil && ctx.Err() == nil && src.Port() != 0 {
 		pod, err = dialPod(ctx, g.stack, netip.AddrPortFrom(src.Addr(), 0), to)
@@ -71,15 +75,20 @@ func (g *Gateway) dialAs(src, to netip.AddrPort) (*podConn, error) {
 
 // serveByHost joins a client with an endpoint that is no pod: a program on a
 // node, which the host reaches by itself.
-func (g *Gateway) serveByHost(client *net.TCPConn, to netip.AddrPort) {
+func (g *Gateway) serveByHost(client *net.TCPConn, to netip.AddrPort, endpoint backend) {
 	server, err := g.dialTCP(to)
 	if err != nil {
 		g.counters.ingressFailed.Add(1)
 		reset(client)
 		return
 	}
-	pair := &hostPair{client, server}
-	if !g.connections.add(pair) {
+	g.joinHosts(client, server, endpoint)
+}
+
+// joinHosts carries bytes between two connections of the host to their end.
+func (g *Gateway) joinHosts(client, server *net.TCPConn, endpoint backend) {
+	pair := &hostPair{client: client, server: server, to: endpoint}
+	if !g.begin(pair) {
 		pair.abort()
 		return
 	}

@@ -423,7 +423,7 @@ func TestNodePortToAProgramOfANode(t *testing.T) {
 		}
 	}()
 	client, accepted := tcpPair(t)
-	g.listeners.serving.Go(func() { g.serveByHost(accepted, l.Addr().(*net.TCPAddr).AddrPort()) })
+	g.listeners.serving.Go(func() { g.serveByHost(accepted, l.Addr().(*net.TCPAddr).AddrPort(), backend{}) })
 	exchange(t, client, 1<<20)
 }
 

@@ -23,6 +23,8 @@ type connection interface {
 	abort()
 	// idle reports whether neither direction has moved a byte for too long.
 	idle(tick, limit, halfClosedLimit uint32) bool
+	// backend is the endpoint it leads to; zero: none of a service's.
+	backend() backend
 }
 
 // connections are those under way, so that they can be ended.
@@ -77,7 +79,10 @@ func (c *connections) close() {
 
 // hostPair is a client joined with a program on a node: two sockets of the host,
 // whose bytes the kernel moves. Keep-alive alone ends it when it is dead.
-type hostPair struct{ client, server *net.TCPConn }
+type hostPair struct {
+	client, server *net.TCPConn
+	to             backend
+}
 
 func (p *hostPair) abort() {
 	reset(p.client)
@@ -85,3 +90,5 @@ func (p *hostPair) abort() {
 }
 
 func (*hostPair) idle(_, _, _ uint32) bool { return false }
+
+func (p *hostPair) backend() backend { return p.to }

@@ -3,6 +3,8 @@ package gateway
 import (
 	"net/netip"
 	"slices"
+
+	"vswitch/internal/wire"
 )
 
 // Gone says that a service stopped sending to an endpoint: it was removed, takes no
@@ -21,6 +23,36 @@ type Gone struct {
 	NodePort uint16 // likewise at every node's address; zero: none
 	// Removed: the service no longer lists the endpoint at all.
 	Removed bool
+}
+
+// begin registers a connection so that it can be ended; false: it must end now, as
+// the gateway closes or its endpoint was removed while it was made.
+func (g *Gateway) begin(c connection) bool {
+	if !g.connections.add(c) {
+		return false
+	}
+	b := c.backend()
+	if b == (backend{}) || g.services.lists(b) {
+		return true
+	}
+	g.connections.remove(c)
+	return false
+}
+
+// abortGone ends the netstack's connections to endpoints that were removed.
+func (g *Gateway) abortGone(gone []Gone) {
+	var removed map[backend]bool
+	for i := range gone {
+		if gone[i].Removed && gone[i].Protocol == wire.ProtoTCP {
+			if removed == nil {
+				removed = make(map[backend]bool)
+			}
+			removed[backend{gone[i].Service, gone[i].Endpoint}] = true
+		}
+	}
+	if removed != nil {
+		g.connections.abortIf(func(c connection) bool { return removed[c.backend()] })
+	}
 }
 
 // endpointsGone lists what prev sent to and next does not; either may be nil. An

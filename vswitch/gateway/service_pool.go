@@ -18,6 +18,8 @@ type pool struct {
 	local    bool            // those of the policy Local
 	allow    []netip.Prefix  // who may come; nil: everybody
 	pins     *pins           // nil: no affinity
+	proxy    *proxied        // nil: flows are rewritten
+	service  ServiceKey
 }
 
 // pools are a service's, by family. Who gets which: pods at a ClusterIP internal,
@@ -36,7 +38,7 @@ func familyOf(a netip.Addr) int {
 }
 
 // newPools makes what s asks for. The pools of one policy share their backends.
-func newPools(s *Service, pins *pins) *pools {
+func newPools(s *Service, pins *pins, proxy *proxied) *pools {
 	p := &pools{}
 	for family := range 2 {
 		made := [2]*pool{}
@@ -46,7 +48,7 @@ func newPools(s *Service, pins *pins) *pools {
 				i = 1
 			}
 			if made[i] == nil {
-				made[i] = &pool{backends: s.backends(family, local), local: local, pins: pins}
+				made[i] = &pool{backends: s.backends(family, local), local: local, pins: pins, proxy: proxy, service: s.ServiceKey}
 			}
 			return made[i]
 		}
@@ -98,16 +100,44 @@ func (p *pool) has(e flow.Endpoint) bool {
 // pick chooses the endpoint for a client's new flow: each with equal probability,
 // or with affinity the one it had.
 func (p *pool) pick(client *wire.Addr, tick uint32) (flow.Endpoint, drop.Reason) {
-	if p.allow != nil && !contains(p.allow, client.Netip()) {
-		return flow.Endpoint{}, drop.SourceRange
-	}
-	if len(p.backends) == 0 {
-		return flow.Endpoint{}, drop.NoEndpoint
+	if r := p.refuses(client); r != drop.None {
+		return flow.Endpoint{}, r
 	}
 	if p.pins != nil {
 		return p.pins.choose(p, client, tick), drop.None
 	}
 	return p.random(), drop.None
+}
+
+// refuses says why a client gets no endpoint; drop.None: it gets one.
+func (p *pool) refuses(client *wire.Addr) drop.Reason {
+	switch {
+	case p.allow != nil && !contains(p.allow, client.Netip()):
+		return drop.SourceRange
+	case len(p.backends) == 0:
+		return drop.NoEndpoint
+	}
+	return drop.None
+}
+
+// pickAnother is pick for a client whose tried endpoints did not answer: one of the
+// others, which it keeps.
+func (p *pool) pickAnother(client *wire.Addr, tick uint32, tried []flow.Endpoint) (flow.Endpoint, drop.Reason) {
+	if len(tried) == 0 {
+		return p.pick(client, tick)
+	}
+	if r := p.refuses(client); r != drop.None {
+		return flow.Endpoint{}, r
+	}
+	others := slices.DeleteFunc(slices.Clone(p.backends), func(e flow.Endpoint) bool { return slices.Contains(tried, e) })
+	if len(others) == 0 {
+		return flow.Endpoint{}, drop.NoEndpoint
+	}
+	e := others[rand.IntN(len(others))]
+	if p.pins != nil {
+		p.pins.move(p, client, e, tick)
+	}
+	return e, drop.None
 }
 
 // random takes one. math/rand/v2's generator is the runtime's own, per thread: no

@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"vswitch/internal/wire"
@@ -55,7 +57,8 @@ type services struct {
 type served struct {
 	*Service
 	*pools
-	pins *pins // nil: no affinity
+	pins  *pins    // nil: no affinity
+	proxy *proxied // nil: flows are rewritten
 }
 
 // service is what was put; nil of nil.
@@ -145,8 +148,8 @@ func (t *services) put(next *Service) (prev, now *served, gone []Gone, err error
 		}
 	}
 	prev = t.all[next.ServiceKey]
-	now = &served{Service: next, pins: t.memory.tableFor(prev, next)}
-	now.pools = newPools(next, now.pins)
+	now = &served{Service: next, pins: t.memory.tableFor(prev, next), proxy: proxyFor(prev, next)}
+	now.pools = newPools(next, now.pins, now.proxy)
 	t.all[next.ServiceKey] = now
 	gone = endpointsGone(prev.service(), next)
 	t.removeAll(prev, t.setAll(now))
@@ -212,4 +215,29 @@ func (t *services) removeAll(s *served, keep map[vip]bool) {
 		}
 		t.nodePortMu.Unlock()
 	}
+}
+
+// proxies are the services in proxy mode.
+func (t *services) proxies() map[ServiceKey]*proxied {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make(map[ServiceKey]*proxied)
+	for key, s := range t.all {
+		if s.proxy != nil {
+			all[key] = s.proxy
+		}
+	}
+	return all
+}
+
+// lists reports whether a service still has an endpoint, for new flows or not.
+func (t *services) lists(b backend) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.all[b.service]
+	if s == nil {
+		return false
+	}
+	_, ok := slices.BinarySearchFunc(s.Endpoints, b.endpoint, func(e Endpoint, id uint64) int { return cmp.Compare(e.ID, id) })
+	return ok
 }

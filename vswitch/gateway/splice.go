@@ -25,6 +25,9 @@ type splice struct {
 	host *net.TCPConn
 	pod  *podConn
 	g    *Gateway
+	to   backend // zero: no service's
+
+	hostMoved, podMoved *atomic.Uint64 // bytes from each side; nil: nobody asks
 
 	used   atomic.Uint32 // tick of the last byte
 	halves atomic.Int32  // directions that have ended
@@ -33,7 +36,7 @@ type splice struct {
 // run moves bytes until both directions have ended. It closes both connections.
 func (s *splice) run() {
 	s.used.Store(s.g.tick.Load())
-	if s.g.connections.add(s) {
+	if s.g.begin(s) {
 		var up sync.WaitGroup
 		up.Go(func() { s.end(s.toHost()) })
 		s.end(s.toPod())
@@ -82,7 +85,7 @@ func (s *splice) toPod() error {
 			return true
 		})
 		if err = errors.Join(err, rerr); err == nil && n > 0 {
-			s.moved(n)
+			s.moved(n, s.hostMoved)
 			err = s.pod.write(buf[:n], w)
 		}
 		if buf != nil {
@@ -115,7 +118,7 @@ func (s *splice) toHost() error {
 		buf := splicePool.Get().(*[spliceBytes]byte)
 		n, err := s.pod.read(buf[:])
 		if n > 0 {
-			s.moved(n)
+			s.moved(n, s.podMoved)
 			_, err = s.host.Write(buf[:n])
 		}
 		splicePool.Put(buf)
@@ -131,9 +134,14 @@ func (s *splice) toHost() error {
 	}
 }
 
-func (s *splice) moved(n int) {
+func (s *splice) backend() backend { return s.to }
+
+func (s *splice) moved(n int, by *atomic.Uint64) {
 	s.used.Store(s.g.tick.Load())
 	s.g.counters.bytes.Add(uint64(n))
+	if by != nil {
+		by.Add(uint64(n))
+	}
 }
 
 // idle reports whether the connection has been silent too long.
