@@ -87,7 +87,7 @@ func serve(t *testing.T, f *fakeDaemon) (socket string) {
 
 func TestGetPrintsTables(t *testing.T) {
 	f := &fakeDaemon{rows: map[string][]string{
-		"nodes":     {`{"name":"a","podCIDRs":["10.244.0.0/24","fd00::/64"],"underlay":"192.0.2.1","udpPorts":[8472,8473],"vni":1,"vtepMAC":"02:00:00:00:00:01","ready":true}`},
+		"nodes":     {`{"name":"a","podCIDRs":["10.244.0.0/24","fd00::/64"],"underlay":"192.0.2.1","udpPorts":[8472,8473],"vni":1,"vtepMAC":"02:00:00:00:00:01","trains":"unchecked","ready":true}`},
 		"services":  {`{"name":"web","namespace":"default","type":"NodePort","clusterIPs":["10.96.0.1"],"externalAddresses":["198.51.100.1","198.51.100.2"],"ports":[{"port":80,"nodePort":30080,"protocol":"TCP"},{"port":53,"protocol":"UDP"}]}`},
 		"endpoints": {`{"name":"web","namespace":"default","addressType":"IPv4","ports":[{"port":8080,"protocol":"TCP"}],"endpoints":[{"addresses":["10.244.0.2"],"conditions":{"ready":true},"takesNew":["Cluster"]},{"addresses":["10.244.0.3"],"conditions":{"ready":false},"takesNew":[]}]}`},
 		"drops":     {`{"name":"spoofed-ip","pod":"default/p","node":"a","count":12345678901}`},
@@ -95,8 +95,8 @@ func TestGetPrintsTables(t *testing.T) {
 	}}
 	socket := serve(t, f)
 	tests := map[string]string{
-		"nodes": "NAME  READY  POD CIDRS                UNDERLAY   UDP PORTS  VNI  VTEP MAC\n" +
-			"a     true   10.244.0.0/24,fd00::/64  192.0.2.1  8472,8473  1    02:00:00:00:00:01\n",
+		"nodes": "NAME  READY  POD CIDRS                UNDERLAY   UDP PORTS  VNI  VTEP MAC           TRAINS\n" +
+			"a     true   10.244.0.0/24,fd00::/64  192.0.2.1  8472,8473  1    02:00:00:00:00:01  unchecked\n",
 		"services": "NAMESPACE  NAME  TYPE      CLUSTER IPS  EXTERNAL IPS               PORTS\n" +
 			"default    web   NodePort  10.96.0.1    198.51.100.1,198.51.100.2  80:30080/TCP,53/UDP\n",
 		"endpoints": "NAMESPACE  NAME  TYPE  PORTS     ENDPOINTS\n" +

@@ -28,7 +28,7 @@ type table struct {
 }
 
 var tables = []table{
-	{"nodes", []column{{"NAME", "name"}, {"READY", "ready"}, {"POD CIDRS", "podCIDRs"}, {"UNDERLAY", "underlay"}, {"UDP PORTS", "udpPorts"}, {"VNI", "vni"}, {"VTEP MAC", "vtepMAC"}}},
+	{"nodes", []column{{"NAME", "name"}, {"READY", "ready"}, {"POD CIDRS", "podCIDRs"}, {"UNDERLAY", "underlay"}, {"UDP PORTS", "udpPorts"}, {"VNI", "vni"}, {"VTEP MAC", "vtepMAC"}, {"TRAINS", "trains"}}},
 	{"pods", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"NODE", "node"}, {"IPS", "ips"}, {"MAC", "mac"}, {"CONTAINER", "containerID"}}},
 	{"services", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "type"}, {"CLUSTER IPS", "clusterIPs"}, {"EXTERNAL IPS", "externalAddresses"}, {"PORTS", "ports"}}},
 	{"endpoints", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "addressType"}, {"PORTS", "ports"}, {"ENDPOINTS", "endpoints"}}},

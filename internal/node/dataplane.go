@@ -46,6 +46,7 @@ type tunnelPeers interface {
 	SetPeer(vxlan.Peer) error
 	RemovePeer(id uint32) bool
 	TakesIngress(id uint32) bool
+	Trains(id uint32) (_ vxlan.TrainState, failures uint64)
 }
 
 type serviceTable interface {
@@ -313,6 +314,30 @@ func (d *dataplane) listeners() []gateway.ListenerStatus {
 		return nil
 	}
 	return d.gateway.Listeners()
+}
+
+// trains tells how packets go to a node: in trains, which probes say arrive or which
+// are not checked yet, or alone; and how often trains were found not to arrive. A
+// node that can be reached over both families is as good as the worse. Nothing is
+// known of this node itself.
+func (d *dataplane) trains(node string) (state string, failures uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	worst, known := vxlan.TrainsOn, false
+	for k, p := range d.members {
+		if k.Node != node {
+			continue
+		}
+		s, n := d.tunnel.Trains(p.id)
+		if s == vxlan.TrainsOff || s == vxlan.TrainsUnchecked && worst == vxlan.TrainsOn {
+			worst = s
+		}
+		known, failures = true, failures+n
+	}
+	if !known {
+		return "", 0
+	}
+	return worst.String(), failures
 }
 
 // nodeOf is the name of the node a member id stands for.

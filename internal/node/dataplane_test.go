@@ -21,8 +21,9 @@ import (
 
 // peers is a tunnel that only keeps its list of members.
 type peers struct {
-	byID map[uint32]vxlan.Peer
-	err  error
+	byID   map[uint32]vxlan.Peer
+	err    error
+	trains map[uint32]vxlan.TrainState
 }
 
 func (p *peers) SetPeer(x vxlan.Peer) error {
@@ -35,6 +36,9 @@ func (p *peers) SetPeer(x vxlan.Peer) error {
 
 func (p *peers) RemovePeer(id uint32) bool   { delete(p.byID, id); return true }
 func (p *peers) TakesIngress(id uint32) bool { return p.byID[id].IngressVNI != 0 }
+func (p *peers) Trains(id uint32) (vxlan.TrainState, uint64) {
+	return p.trains[id], uint64(p.trains[id])
+}
 
 // table is a gateway that only keeps its services, and tells of every endpoint
 // that goes as the real one does.

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"vswitch/tunnel/vxlan"
 	"vswitch/vswitch/fib"
 )
 
@@ -62,5 +63,36 @@ func TestWhoTakesIngress(t *testing.T) {
 	b.put(t, takes)
 	if b.takesIngress(netip.MustParseAddr("10.244.2.5")) {
 		t.Error("still, after the node withdrew it")
+	}
+}
+
+// A node that is reached in two ways is as good as the worse; of itself it says nothing.
+func TestTrainsToANode(t *testing.T) {
+	b := newBench(t)
+	first := tunnel("b", "192.0.2.2", "10.244.2.0/24")
+	b.put(t, first)
+	second := tunnel("b", "2001:db8::2", "fd00:10:244:2::/64")
+	second.Device = "vxlan6"
+	b.put(t, second)
+	for _, tt := range []struct {
+		first, second vxlan.TrainState
+		want          string
+	}{
+		{vxlan.TrainsOn, vxlan.TrainsOn, "on"},
+		{vxlan.TrainsOn, vxlan.TrainsUnchecked, "unchecked"},
+		{vxlan.TrainsUnchecked, vxlan.TrainsOn, "unchecked"},
+		{vxlan.TrainsOff, vxlan.TrainsUnchecked, "off"},
+		{vxlan.TrainsUnchecked, vxlan.TrainsOff, "off"},
+	} {
+		b.peers.trains = map[uint32]vxlan.TrainState{
+			b.members[first.TunnelKey].id: tt.first, b.members[second.TunnelKey].id: tt.second,
+		}
+		got, failures := b.dataplane.trains("b")
+		if want := uint64(tt.first + tt.second); got != tt.want || failures != want {
+			t.Errorf("%v and %v: %s, %d failures, want %s, %d", tt.first, tt.second, got, failures, tt.want, want)
+		}
+	}
+	if got, _ := b.dataplane.trains("a"); got != "" {
+		t.Errorf("of the node itself: %q", got)
 	}
 }

@@ -55,7 +55,11 @@ type nodeRow struct {
 	// IngressVNI: clients outside keep their address towards this node's pods,
 	// whichever node they come to.
 	IngressVNI uint32 `json:"ingressVNI,omitempty"`
-	Ready      bool   `json:"ready"`
+	// Trains: whether segmentation offload is used towards the node: on, unchecked
+	// (used, not yet probed) or off; and how often probes have found it broken.
+	Trains        string `json:"trains,omitempty"`
+	TrainFailures uint64 `json:"trainFailures,omitempty"`
+	Ready         bool   `json:"ready"`
 }
 
 func (v *view) nodes() []any {
@@ -71,6 +75,7 @@ func (v *view) nodes() []any {
 		}
 		r.Underlay, r.UDPPorts, r.VNI, r.VTEPMAC = join(f.Underlays), f.UDPPorts, f.VNI, f.VTEPMAC.String()
 		r.IngressVNI = f.IngressVNI
+		r.Trains, r.TrainFailures = v.dataplane.trains(n.Name)
 		rows = append(rows, r)
 	}
 	return rows

@@ -55,6 +55,13 @@ func NewDest(ap netip.AddrPort) *Dest {
 	return d
 }
 
+// TakesTrains reports whether trains go to d: it is so until the kernel refuses one,
+// or SetTrains says otherwise.
+func (d *Dest) TakesTrains() bool { return !d.noGSO.Load() }
+
+// SetTrains says whether trains may go to d. It may be called while workers send.
+func (d *Dest) SetTrains(may bool) { d.noGSO.Store(!may) }
+
 // AddrPort is the address as given.
 func (d *Dest) AddrPort() netip.AddrPort { return d.addr }
 

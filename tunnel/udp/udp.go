@@ -14,6 +14,7 @@
 package udp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -253,13 +254,14 @@ func (c *Conn) sizeBuffers(n int) {
 }
 
 // Sender opens a second, send-only handle on the same socket, for a worker that
-// has none of its own: same local port, own staging arrays, own Close.
-func (c *Conn) Sender() (*Conn, error) {
+// has none of its own: same local port, own staging arrays, own Close. log gets its
+// state changes; nil: the Conn's own log.
+func (c *Conn) Sender(log *slog.Logger) (*Conn, error) {
 	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("udp: share %v: %w", c.local, os.NewSyscallError("fcntl", err))
 	}
-	s := &Conn{fd: fd, local: c.local, v6: c.v6, gso: c.gso, log: c.log}
+	s := &Conn{fd: fd, local: c.local, v6: c.v6, gso: c.gso, log: cmp.Or(log, c.log)}
 	s.errs.pathMTU = c.errs.pathMTU
 	return s, nil
 }
@@ -273,6 +275,9 @@ func (c *Conn) Local() netip.AddrPort { return c.local }
 // DisableGSO makes every datagram a message of its own, as where the kernel is
 // known to cut trains wrongly.
 func (c *Conn) DisableGSO() { c.gso = false }
+
+// SendsTrains reports whether trains are sent at all.
+func (c *Conn) SendsTrains() bool { return c.gso }
 
 // Stats may be called from any goroutine, also after Close.
 func (c *Conn) Stats() Stats {

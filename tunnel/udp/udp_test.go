@@ -227,7 +227,7 @@ func TestClosedSocketLosesWithAReason(t *testing.T) {
 
 func TestSenderSharesThePort(t *testing.T) {
 	from, to := listen(t, loopbacks["IPv4"], true), listen(t, loopbacks["IPv4"], true)
-	s, err := from.Sender()
+	s, err := from.Sender(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,6 +90,11 @@ func (q *Queue) readMessage(l *link, ms *members, b *frame.Batch, budget *int) b
 // has room.
 func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.Batch) {
 	inner, ingress, reason := q.t.decapsulate(data, msg, m)
+	if reason == drop.NotVXLAN && m != nil {
+		if reason = q.takeProbe(data, msg, m); reason == drop.None {
+			return
+		}
+	}
 	var v frame.VNet
 	merges := false
 	// What can't be parsed goes on as it is: the switch parses every frame and

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"vswitch/internal/wire"
@@ -53,6 +54,27 @@ type member struct {
 	dests []*udp.Dest // by Ports
 
 	pathMTU atomic.Int32 // see PathMTU
+
+	trains        atomic.Uint32 // TrainState, from the governor
+	trainFailures atomic.Uint64 // how often they were found not to arrive
+	answers       answerBudget
+}
+
+// sameWay reports whether packets to both take the same way.
+func (m *member) sameWay(o *member) bool {
+	return m.Underlay == o.Underlay && slices.Equal(m.Ports, o.Ports) && m.AnyPort == o.AnyPort
+}
+
+// inherit takes over what is known of the way to the member that m replaces.
+func (m *member) inherit(old *member) {
+	if old == nil || !m.sameWay(old) {
+		return
+	}
+	m.trains.Store(old.trains.Load())
+	m.trainFailures.Store(old.trainFailures.Load())
+	for i, d := range old.dests {
+		m.dests[i].SetTrains(d.TakesTrains())
+	}
 }
 
 // members is a snapshot; never changed once published.
@@ -85,11 +107,14 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m.pathMTU.Store(int32(t.paths.podMTUTo(wire.AddrFrom(m.Underlay))))
-	next := t.members.Load().without(p.ID)
+	now := t.members.Load()
+	m.inherit(now.byID[p.ID])
+	next := now.without(p.ID)
 	if err := next.add(m); err != nil {
 		return fmt.Errorf("vxlan: peer %q: %w", p.Node, err)
 	}
 	t.members.Store(next)
+	t.governor.changed()
 	return nil
 }
 
@@ -102,6 +127,7 @@ func (t *Tunnel) RemovePeer(id uint32) bool {
 		return false
 	}
 	t.members.Store(now.without(id))
+	t.governor.changed()
 	return true
 }
 

@@ -13,6 +13,7 @@ import (
 	"vswitch/internal/offload"
 	"vswitch/internal/wire"
 	"vswitch/tunnel/udp"
+	"vswitch/vswitch/drop"
 )
 
 // Queue is one worker's part of the tunnel: a socket for each underlay family.
@@ -31,6 +32,8 @@ type Queue struct {
 	coalescer offload.Coalescer
 	segments  offload.Segments
 	h         wire.Headers // scratch
+
+	lostAnswer drop.Reason // why the last answer to a probe was not sent, if it was not
 
 	once sync.Once
 	err  error // of Close
@@ -56,7 +59,7 @@ func (t *Tunnel) newQueue(us []underlay, conns [][]*udp.Conn, i int) (*Queue, er
 		conn := conns[i%len(conns)][k]
 		if i >= len(conns) {
 			var err error
-			if conn, err = conn.Sender(); err != nil {
+			if conn, err = conn.Sender(nil); err != nil {
 				return nil, errors.Join(err, q.Close())
 			}
 		}

@@ -137,6 +137,8 @@ type Tunnel struct {
 	members atomic.Pointer[members]
 	paths   paths
 
+	governor governor
+
 	mu sync.Mutex // serialises writers of members; guards paths, but for its atomic
 }
 
@@ -182,6 +184,9 @@ func New(cfg Config) (*Tunnel, error) {
 			return nil, errors.Join(err, t.Close())
 		}
 		t.queues = append(t.queues, q)
+	}
+	if err := t.startGovernor(); err != nil {
+		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
@@ -323,7 +328,7 @@ func (t *Tunnel) Stats() udp.Stats {
 // Close closes every queue; a second call does nothing.
 func (t *Tunnel) Close() error {
 	t.closePaths()
-	var errs []error
+	errs := []error{t.governor.close()}
 	for _, q := range t.queues {
 		errs = append(errs, q.Close())
 	}
