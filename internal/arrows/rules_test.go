@@ -77,6 +77,7 @@ var only = []struct {
 		from: "internal/netif", to: []string{"control/api/v1", "tap", "internal/fdpass"},
 		why: "it does what needs privilege in a namespace, and no more",
 	},
+	{from: "internal/hostnet", to: []string{"control/api/v1", "tap", "internal/netif"}, why: "likewise"},
 	{from: "internal/traffic", why: "it measures the product from outside"},
 	{from: "internal/lab/...", to: []string{"internal/lab/..."}, why: "it drives the product through its binaries"},
 	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic"}, why: "it drives the product through its binaries"},
@@ -93,7 +94,8 @@ var importers = []struct {
 	{to: "internal/demo", from: []string{"cmd/vswitch-demo"}, why: "it is the demo's"},
 	{to: "bench/...", from: []string{"cmd/vswitch-bench", "bench/..."}, why: "it is the benchmark's"},
 	{to: "cni/...", from: []string{"cmd/vswitch-cni", "cni/..."}, why: "it is the plugin's"},
-	{to: "internal/netif", from: []string{"cni/..."}, why: "the daemon never configures a namespace"},
+	{to: "internal/hostnet", from: []string{"cmd/vswitch"}, why: "it is the command line's"},
+	{to: "internal/netif", from: []string{"cni/...", "internal/hostnet"}, why: "the daemon never configures a namespace"},
 	{to: "internal/lab/...", from: []string{"internal/lab/...", "internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product never builds labs"},
 	{to: "internal/traffic", from: []string{"internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product makes no test traffic"},
 	{to: "vswitch/queuetest", why: "for tests"},
@@ -186,7 +188,7 @@ func TestPlatformPackagesStayWhereTheyBelong(t *testing.T) {
 	for p, pk := range packages(t) {
 		for imported, by := range pk.std {
 			switch {
-			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/netif", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
+			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/netif", "internal/hostnet", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
 				t.Errorf("%v: the daemon never configures a namespace, so it has no use for %s", by, imported)
 			case strings.HasPrefix(imported, "gvisor.dev/") && !match("vswitch/gateway/...", p):
 				t.Errorf("%v: netstack is the gateway's, not %s's", by, p)

@@ -59,7 +59,12 @@ type Request struct {
 	Netns string // path of the pod's network namespace; never opened
 	Pod   Pod
 	Ports []PortMapping // of the host, that lead to the pod
+	Host  bool          // the namespace has a network of its own: a host's; Network is HostNetwork
 }
+
+// HostNetwork is the network of hosts' attachments, and of no others: a runtime that
+// clears up its own must not take the host's interface away.
+const HostNetwork = "host"
 
 // PortMapping is a port of the host that leads to a pod.
 type PortMapping struct {
@@ -99,6 +104,7 @@ type Attachment struct {
 	Netns    string
 	Pod      Pod
 	Ports    []PortMapping
+	Host     bool
 	Addrs    []netip.Addr // one a family at most
 	MAC      frame.MAC
 	MTUBytes int

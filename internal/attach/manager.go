@@ -149,7 +149,7 @@ func (m *Manager) Add(r Request) (Attachment, error) {
 	}
 	e := &entry{
 		Attachment: Attachment{
-			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Ports: r.Ports, Addrs: addrs, MAC: newMAC(),
+			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Ports: r.Ports, Host: r.Host, Addrs: addrs, MAC: newMAC(),
 			MTUBytes: m.cfg.MTUBytes, Queues: m.cfg.Queues, State: Pending, Token: newToken(),
 		},
 		expires: time.Now().Add(m.cfg.Timeout),

@@ -35,6 +35,7 @@ type record struct {
 	Plain    bool         `json:"plain,omitempty"`
 	// Ports came later; a daemon that doesn't know them leaves them closed.
 	Ports []PortMapping `json:"ports,omitempty"`
+	Host  bool          `json:"host,omitempty"`
 }
 
 // File is Records in one file.
@@ -64,7 +65,7 @@ func (f *File) Load() ([]Attachment, error) {
 	for _, r := range file.Attachments {
 		all = append(all, Attachment{
 			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Addrs: r.Addrs, MAC: r.MAC,
-			MTUBytes: r.MTUBytes, Plain: r.Plain, Ports: r.Ports,
+			MTUBytes: r.MTUBytes, Plain: r.Plain, Ports: r.Ports, Host: r.Host,
 		})
 	}
 	return all, nil
@@ -77,7 +78,7 @@ func (f *File) Save(all []Attachment) error {
 		a := &all[i]
 		file.Attachments = append(file.Attachments, record{
 			Key: a.Key, Netns: a.Netns, Pod: a.Pod, Addrs: a.Addrs, MAC: a.MAC,
-			MTUBytes: a.MTUBytes, Plain: a.Plain, Ports: a.Ports,
+			MTUBytes: a.MTUBytes, Plain: a.Plain, Ports: a.Ports, Host: a.Host,
 		})
 	}
 	return f.state().Write(file)

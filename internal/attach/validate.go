@@ -35,6 +35,10 @@ func (r *Request) validate() error {
 	switch {
 	case len(r.Network) > maxNameBytes || !network.MatchString(r.Network):
 		return &InvalidError{"network", r.Network, "a name of letters, digits, '_', '.' and '-'"}
+	case r.Host != (r.Network == HostNetwork):
+		return &InvalidError{"network", r.Network, "\"host\" for hosts (vswitch host attach) and another name for pods"}
+	case r.Host && len(r.Ports) > 0:
+		return &InvalidError{"port mapping", r.Ports[0].String(), "none for a host: its ports are its own"}
 	case len(r.ContainerID) > maxContainerIDBytes || !containerID.MatchString(r.ContainerID):
 		return &InvalidError{"container_id", r.ContainerID, "letters, digits, '_', '.' and '-', 128 at most"}
 	case !validIfname(r.Ifname):

@@ -99,7 +99,8 @@ func (n *node) openAPI() error {
 		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
 		GatewayMAC: vswitch.GatewayMAC.String(), Log: n.log,
 		DNSAddrs: n.cfg.DNS.Addrs, DNSDomain: n.cfg.DNS.Domain,
-		Captures: &captures{ports: n.ports, attachments: n.attachments, dataplane: n.dataplane, node: n.cfg.Node},
+		HostRoutes: slices.Concat(n.cfg.ClusterCIDR, n.cfg.ServiceCIDR, n.cfg.LBCIDR),
+		Captures:   &captures{ports: n.ports, attachments: n.attachments, dataplane: n.dataplane, node: n.cfg.Node},
 	})
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func (s *Server) AddPod(_ context.Context, r *apiv1.AddPodRequest) (*apiv1.AddPo
 			Namespace: r.GetPod().GetNamespace(), Name: r.GetPod().GetName(),
 			UID: r.GetPod().GetUid(), Labels: r.GetPod().GetLabels(),
 		},
-		Ports: ports,
+		Ports: ports, Host: r.GetHost(),
 	})
 	if err != nil {
 		return nil, statusOf(err)
@@ -37,7 +37,7 @@ func (s *Server) AddPod(_ context.Context, r *apiv1.AddPodRequest) (*apiv1.AddPo
 		Ips: hostPrefixes(a.Addrs), Gateways: s.gateways(a.Addrs),
 		Mac: a.MAC.String(), GatewayMac: s.cfg.GatewayMAC,
 		MtuBytes: uint32(a.MTUBytes), Queues: uint32(a.Queues), Token: a.Token,
-		TxQueueFrames: txQueueFrames, Dns: s.resolver(a.Pod.Namespace, a.Addrs),
+		TxQueueFrames: txQueueFrames, Dns: s.resolver(a.Pod.Namespace, a.Addrs), Routes: s.routes(&a),
 	}, nil
 }
 
@@ -78,6 +78,9 @@ func (s *Server) CheckPod(_ context.Context, r *apiv1.CheckPodRequest) (*apiv1.C
 func (s *Server) GC(_ context.Context, r *apiv1.GCRequest) (*apiv1.GCReply, error) {
 	if r.GetNetwork() == "" {
 		return nil, statusOf(&attach.InvalidError{Field: "network", Value: "", Want: "the network whose attachments are judged"})
+	}
+	if r.GetNetwork() == attach.HostNetwork {
+		return nil, statusOf(&attach.InvalidError{Field: "network", Value: r.GetNetwork(), Want: "a network of pods: hosts' attachments are theirs to remove (vswitch host detach)"})
 	}
 	var valid []attach.Key
 	for _, k := range r.GetValid() {
@@ -123,7 +126,7 @@ func wireAttachment(a *attach.Attachment) *apiv1.Attachment {
 		Pod: &apiv1.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Uid: a.Pod.UID, Labels: a.Pod.Labels},
 		Ips: hostPrefixes(a.Addrs), Mac: a.MAC.String(), MtuBytes: uint32(a.MTUBytes),
 		Queues: uint32(a.Queues), Plain: a.Plain, Attached: a.State == attach.Attached,
-		PortMappings: wirePorts(a.Ports),
+		PortMappings: wirePorts(a.Ports), Host: a.Host,
 	}
 }
 
@@ -132,6 +135,18 @@ func hostPrefixes(addrs []netip.Addr) []string {
 	var out []string
 	for _, a := range addrs {
 		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
+	}
+	return out
+}
+
+// routes are where an attachment's packets go by the gateway, if not everywhere.
+func (s *Server) routes(a *attach.Attachment) []string {
+	if !a.Host {
+		return nil
+	}
+	var out []string
+	for _, p := range s.cfg.HostRoutes {
+		out = append(out, p.String())
 	}
 	return out
 }

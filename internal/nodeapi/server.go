@@ -69,7 +69,9 @@ type Config struct {
 	// cluster's.
 	DNSAddrs  []netip.Addr
 	DNSDomain string
-	Log       *slog.Logger
+	// HostRoutes are the ranges that an attached host reaches by the switch.
+	HostRoutes []netip.Prefix
+	Log        *slog.Logger
 }
 
 // UnknownKindError names the kinds there are.
