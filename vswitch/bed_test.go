@@ -100,6 +100,12 @@ type bed struct {
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
+	return newBedOf(t, vswitch.Config{})
+}
+
+// newBedOf is newBed with a switch of another configuration.
+func newBedOf(t *testing.T, cfg vswitch.Config) *bed {
+	t.Helper()
 	flows, err := flow.New(flow.Config{Connections: 1 << 12})
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +118,8 @@ func newBed(t *testing.T) *bed {
 		}, own: map[netip.Addr]bool{}},
 		queues: map[string]*queuetest.Queue{}, ids: map[string]uint32{},
 	}
-	b.sw, err = vswitch.New(vswitch.Config{FIB: b.fib, Flows: flows, Services: b.services})
+	cfg.FIB, cfg.Flows, cfg.Services = b.fib, flows, b.services
+	b.sw, err = vswitch.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,10 @@ type Config struct {
 	FIB      *fib.Table
 	Flows    *flow.Table
 	Services Services
+	// Held keeps the switch from taking any frame until Start: ports are added, but
+	// not listened to. A frame that came in before the port it is for is there would
+	// be answered as if there were none.
+	Held bool
 	// NoPolling makes idle workers block at once: less power, more latency.
 	NoPolling bool
 	// QueueDied is told of a queue whose device or socket is gone; it may call
@@ -74,6 +78,7 @@ type Switch struct {
 
 	mu     sync.Mutex
 	closed bool // guarded by mu, as is the writing of ports
+	held   bool // guarded by mu: no port is listened to yet
 }
 
 // New starts the workers of a switch without ports.
@@ -87,7 +92,7 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.FIB == nil || cfg.Flows == nil || cfg.Services == nil {
 		return nil, errors.New("vswitch: FIB, Flows and Services must be given")
 	}
-	s := &Switch{cfg: cfg, start: time.Now()}
+	s := &Switch{cfg: cfg, start: time.Now(), held: cfg.Held}
 	if !cfg.NoPolling {
 		s.pollSlots.Store(int32(max(1, runtime.NumCPU()/2)))
 	}
@@ -137,7 +142,7 @@ func (s *Switch) AddPort(c PortConfig) (uint32, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, err := s.publish(&c)
-	if err == nil {
+	if err == nil && !s.held {
 		err = s.startPolling(p)
 	}
 	if err != nil {
@@ -177,6 +182,27 @@ func (s *Switch) publish(c *PortConfig) (*port, error) {
 		s.tunnel.Store(p)
 	}
 	return p, nil
+}
+
+// Start begins to take frames from the ports of a switch that was made Held. What
+// came meanwhile waits in their queues.
+func (s *Switch) Start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.held || s.closed {
+		return nil
+	}
+	s.held = false
+	var errs []error
+	for _, p := range *s.ports.Load() {
+		if p == nil {
+			continue
+		}
+		if err := s.startPolling(p); err != nil {
+			errs = append(errs, fmt.Errorf("vswitch: start port %q: %w", p.name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // startPolling lets each worker wait on its queue. Callers hold mu.

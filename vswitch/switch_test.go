@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"vswitch/internal/wire"
 	"vswitch/internal/wiretest"
 	"vswitch/vswitch"
 	"vswitch/vswitch/drop"
@@ -287,4 +288,30 @@ func FuzzForwardFromPod(f *testing.F) {
 			t.Errorf("one frame became %d, with drops %v", total, o.drops)
 		}
 	})
+}
+
+// A switch that is held lets frames wait until every port is there.
+func TestHeldSwitchTakesNothingUntilStart(t *testing.T) {
+	b := newBedOf(t, vswitch.Config{Held: true})
+	f := fromA(wiretest.Packet{Dst: podB4, Proto: wire.ProtoUDP, SrcPort: 40000, DstPort: 53})
+	b.queues["a"].Inject(owned(f.Frame()))
+	if err := b.sw.RemovePort(b.ids["b"]); err != nil { // whoever polled would have done so by now
+		t.Fatal(err)
+	}
+	if n := b.stats("a").IngressFrames; n != 0 {
+		t.Fatalf("%d frames taken before the start", n)
+	}
+	b.add("b", vswitch.PortConfig{Kind: vswitch.PortPod, MAC: macB, Addrs: []netip.Addr{podB4, podB6}, MTUBytes: bedMTU})
+	if err := b.sw.Start(); err != nil {
+		t.Fatal(err)
+	}
+	o := b.send("a", owned(f.Frame())) // which comes behind the one that waited
+	for deadline := time.Now().Add(5 * time.Second); b.stats("a").IngressFrames < 2; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("the frame that waited was not taken within 5 s of the start")
+		}
+	}
+	if sent := len(o.sent["b"]) + len(b.queues["b"].Sent()); sent != 2 || len(b.stats("a").Drops) != 0 {
+		t.Errorf("%d frames arrived, drops %v; want both", sent, b.stats("a").Drops)
+	}
 }

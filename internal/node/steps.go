@@ -210,7 +210,7 @@ func (n *node) startForwarding() error {
 	}
 	sw, err := vswitch.New(vswitch.Config{
 		Workers: n.cfg.Workers, FIB: n.fib, Flows: n.flows, Services: g, QueueDied: n.queueDied,
-		NoPolling: !n.cfg.Polling,
+		NoPolling: !n.cfg.Polling, Held: true,
 	})
 	if err != nil {
 		return errors.Join(err, g.Close())
@@ -339,6 +339,9 @@ func (n *node) startControl() error {
 	var pods []*corev1.Pod
 	for _, a := range n.attachments.Restore() {
 		pods = append(pods, n.attachments.Record(&a))
+	}
+	if err := n.ports.sw.Load().Start(); err != nil {
+		return err
 	}
 	n.store.LoadPods(pods)
 	n.start("store", func(ctx context.Context) error { return n.store.Run(ctx, n.controller) })
