@@ -99,6 +99,7 @@ func expected(scenarios []Scenario, o Options) time.Duration {
 		if s.Load.Kind == "udp-rtt" { // sockperf begins and ends in its own time
 			sample += 2 * time.Second
 		}
+		sample += s.Load.eventTime()
 		sum += sides * (warmUp + perNetwork/2 + time.Duration(o.Pairs)*sample)
 	}
 	return sum
@@ -216,6 +217,7 @@ type network struct {
 	lab *lab.Lab // nil where there is nothing but code
 	endpoints
 	daemon *lab.Process // of an idle node
+	node   *lab.Node    // whose daemon can be restarted
 	// restless uses CPU without traffic, and so is stopped while others are measured.
 	restless *lab.Process
 	binDir   string
@@ -249,6 +251,7 @@ func (n *network) rest(s unix.Signal) error {
 // sample measures once, with the machine's CPU time around it. A figure of zero
 // is a failure, but for an idle system, which may well use nothing.
 func (n *network) sample(ctx context.Context, l *Load, metric string, d time.Duration, self string) (Sample, error) {
+	d += l.eventTime()
 	ctx, cancel := context.WithTimeoutCause(ctx, d+20*time.Second, fmt.Errorf("not done 20 s after its time"))
 	defer cancel()
 	if err := n.rest(unix.SIGCONT); err != nil {
@@ -264,7 +267,7 @@ func (n *network) sample(ctx context.Context, l *Load, metric string, d time.Dur
 		return Sample{}, err
 	}
 	for name, figure := range m.figures {
-		if !(figure > 0) && !(figure == 0 && l.Kind == "idle") {
+		if !(figure > 0) && !(figure == 0 && (l.Kind == "idle" || l.Kind == "restart")) {
 			return Sample{}, fmt.Errorf("a %s of %v is no measurement", name, figure)
 		}
 	}

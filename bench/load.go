@@ -28,6 +28,10 @@ type Load struct {
 	// tens of microseconds on a virtual machine, and where the scheduler puts two
 	// programs decides whether a round trip holds two of that.
 	Pin bool `json:"pin,omitempty"`
+	// Event that steady traffic goes through: one of events; Times in one measurement,
+	// 0: once.
+	Event string `json:"event,omitempty"`
+	Times int    `json:"times,omitempty"`
 	// Benchmark of the system's own package, as `go test -bench` names it less
 	// "Benchmark"; Against is the baseline's, where there is one.
 	Benchmark string `json:"benchmark,omitempty"`
@@ -52,8 +56,8 @@ type loadKind struct {
 	// network is what the load wants: endpoints, unless it names a topology.
 	topology Topology
 	// Which of Load's fields mean something.
-	streams, sizes, uso, pin, benchmark bool
-	measure                             func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
+	streams, sizes, uso, pin, benchmark, events bool
+	measure                                     func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
 }
 
 var (
@@ -69,6 +73,8 @@ func init() { // refers to itself by way of the functions
 		"udp-rate":    {metrics: []metric{{"rate", "kpkt/s", true}}, streams: true, sizes: true, measure: flood},
 		"udp-bulk":    {metrics: []metric{{"throughput", "Gb/s", true}}, sizes: true, uso: true, measure: flood},
 		"connections": {metrics: []metric{{"rate", "conn/s", true}, {"p50", "us", false}, {"p99", "us", false}}, streams: true, measure: connections},
+		"restart": {metrics: []metric{{"stall-p99", "ms", false}, {"kept", "% of connections", true}, {"delivered", "% of datagrams", true}},
+			events: true, measure: restart},
 		"idle": {metrics: []metric{{"cpu", "% of a core", false}, {"memory", "MB", false}, {"store-cpu", "% of a core", false},
 			{"store-memory", "MB", false}}, topology: Idle, measure: idle},
 		// Its metrics are the units that the benchmark reports.
@@ -120,6 +126,12 @@ func (l *Load) validate(t Topology) error {
 		return fmt.Errorf("load %s has no USO writes", l.Kind)
 	case l.Pin && !k.pin:
 		return fmt.Errorf("load %s can't be pinned", l.Kind)
+	case k.events && events[l.Event] == nil:
+		return fmt.Errorf("event %q is none of %s", l.Event, strings.Join(slices.Sorted(maps.Keys(events)), ", "))
+	case !k.events && l.Event != "":
+		return fmt.Errorf("load %s has no event", l.Kind)
+	case l.Times < 0 || l.Times > 200 || l.Times > 0 && !k.events:
+		return fmt.Errorf("%d times are not within 1..200 events", l.Times)
 	case (l.Benchmark != "") != k.benchmark, l.Against != "" && !k.benchmark:
 		return fmt.Errorf("load %s: a benchmark is for the load of that name, which needs one", l.Kind)
 	}

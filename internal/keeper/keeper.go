@@ -41,8 +41,9 @@ const (
 	// The pause before a successor is started, from the second early end in a row on.
 	backoffMin = 50 * time.Millisecond
 	backoffMax = 5 * time.Second
-	// steady is how long a child must have been ready to count as no early end.
-	steady = 10 * time.Second
+	// steady is how long a child must have been ready to count as no early end. One that
+	// forwards for this long between two crashes is worth having at once.
+	steady = 200 * time.Millisecond
 	// stopTimeout is how long a child may take to end when told to.
 	stopTimeout = 20 * time.Second
 	// handOverTimeout is the same at a planned restart, when nobody forwards for part
@@ -72,11 +73,11 @@ func (e *ExitError) Error() string { return fmt.Sprintf("the daemon ended with e
 // child is one process.
 type child struct {
 	cmd       *exec.Cmd
-	began     time.Time
 	waiting   chan struct{} // closed when it has asked to begin
 	begin     chan struct{} // closed when it may begin
 	ready     chan struct{} // closed when it said that it is
 	readyOnce sync.Once
+	readyAt   time.Time     // valid once ready is closed
 	exited    chan struct{} // closed when it has ended
 	done      chan struct{} // closed when its last request is done with as well
 	waitOnce  sync.Once
@@ -146,7 +147,7 @@ func (k *keeper) start() (*child, error) {
 	}
 	command := k.cfg.Command()
 	c := &child{
-		cmd: exec.Command(command[0], command[1:]...), began: time.Now(),
+		cmd:     exec.Command(command[0], command[1:]...),
 		waiting: make(chan struct{}), begin: make(chan struct{}), ready: make(chan struct{}),
 		exited: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -223,7 +224,7 @@ func (k *keeper) replace(ctx context.Context, current *child) (*child, error) {
 }
 
 // lasted reports whether the child was of use for a time.
-func (c *child) lasted() bool { return isClosed(c.ready) && time.Since(c.began) >= steady }
+func (c *child) lasted() bool { return isClosed(c.ready) && time.Since(c.readyAt) >= steady }
 
 // stop tells the child to end and waits until it has; one that takes too long is killed.
 func (c *child) stop(s syscall.Signal, timeout time.Duration) error {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +49,7 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 		case <-c.exited:
 		}
 	case opReady:
-		c.readyOnce.Do(func() { close(c.ready) })
+		c.readyOnce.Do(func() { c.readyAt = time.Now(); close(c.ready) })
 	case opPut:
 		err = s.Put(q.Name, fds)
 	case opGet:

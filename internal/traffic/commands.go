@@ -18,7 +18,7 @@ const ReadyLine = "serving"
 
 // Commands are `serve` and its like, and `load`, for a binary that plays either side.
 func Commands() []*cobra.Command {
-	return []*cobra.Command{serveCommand(), sinkCommand(), acceptCommand(), loadCommand()}
+	return []*cobra.Command{serveCommand(), sinkCommand(), acceptCommand(), witnessCommand(), loadCommand()}
 }
 
 func sinkCommand() *cobra.Command {
@@ -70,6 +70,33 @@ func acceptCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, TCP")
+	return c
+}
+
+func witnessCommand() *cobra.Command {
+	var listen string
+	c := &cobra.Command{
+		Use: "witness", Short: "Receive steady traffic until interrupted and print what became of it as JSON", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			at, err := listenAddress(listen)
+			if err != nil {
+				return err
+			}
+			w, err := ListenWitness(at)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s\n", ReadyLine, at)
+			r, err := w.Serve(ctx)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+		},
+	}
+	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, TCP and UDP")
 	return c
 }
 
@@ -189,6 +216,16 @@ func loadCommand() *cobra.Command {
 	})
 	connect.Flags().IntVar(&clients, "clients", 8, "connections under way at once")
 	connect.Flags().DurationVar(&connectFor, "duration", time.Second, "time to go on")
-	c.AddCommand(rtt, bulk, who, flood, connect)
+	var steadyConnections int
+	var bitRate, packetRate float64
+	steady := measure("steady", "Send to a `witness` at a steady rate, TCP and UDP, until interrupted", func(ctx context.Context) (*Report, error) {
+		ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		return client.Steady(ctx, steadyConnections, bitRate, packetRate)
+	})
+	steady.Flags().IntVar(&steadyConnections, "connections", 2, "TCP connections")
+	steady.Flags().Float64Var(&bitRate, "bits", 1e9, "bits per second, over all connections")
+	steady.Flags().Float64Var(&packetRate, "packets", 10000, "datagrams per second")
+	c.AddCommand(rtt, bulk, who, flood, connect, steady)
 	return c
 }

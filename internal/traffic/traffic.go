@@ -41,6 +41,8 @@ type Report struct {
 	Bulk *Bulk `json:"bulk,omitempty"`
 	// Connections made and closed again.
 	Connections *Connections `json:"connections,omitempty"`
+	// Steady traffic and what became of it.
+	Steady *Steady `json:"steady,omitempty"`
 	// Answers counts new connections by who answered them.
 	Answers []Answer `json:"answers,omitempty"`
 }
