@@ -200,8 +200,8 @@ func TestAllocatorProperties(t *testing.T) {
 	})
 }
 
-func values(m map[string]*corev1.Service) []*corev1.Service {
-	var out []*corev1.Service
+func values[K comparable, V any](m map[K]V) []V {
+	var out []V
 	for _, s := range m {
 		out = append(out, s)
 	}

@@ -12,12 +12,12 @@ import (
 
 // compileService makes the ports of one service, a Service for each port and
 // family, with their endpoints.
-func (o *Objects) compileService(e *serviceEntry) {
-	e.compiled, e.problems, e.nodes = nil, nil, map[string]bool{}
+func (o *Objects) compileService(e *serviceEntry) []*Service {
 	s := e.record
 	if isHeadless(&s.Spec) || s.Spec.Type == corev1.ServiceTypeExternalName {
-		return
+		return nil
 	}
+	var out []*Service
 	common := commonOf(s)
 	balancers, externals := o.outsideAddrs(e)
 	for i := range s.Spec.Ports {
@@ -34,17 +34,22 @@ func (o *Objects) compileService(e *serviceEntry) {
 			if err != nil {
 				continue
 			}
-			c := common
+			c := common // a copy of its own
 			c.ServiceKey = ServiceKey{s.Namespace, s.Name, p.Name, vip.Is6()}
 			c.Protocol, c.VIPs, c.Port, c.NodePort = proto, []netip.Addr{vip}, uint16(p.Port), uint16(p.NodePort)
 			c.LoadBalancerIPs, c.ExternalIPs = ofFamily(balancers, vip.Is6()), ofFamily(externals, vip.Is6())
 			if proto != TCP {
 				c.Proxy = nil // nothing of theirs can be terminated
 			}
+			if slices.ContainsFunc(out, func(o *Service) bool { return o.ServiceKey == c.ServiceKey }) {
+				e.problem(KeyOf(s), "port %q: not programmed: another port or address of the service is as it is", p.Name)
+				continue
+			}
 			c.Endpoints = o.endpoints(e, p, &c)
-			e.compiled = append(e.compiled, c)
+			out = append(out, &c)
 		}
 	}
+	return out
 }
 
 // commonOf is what all ports of a service have alike.
@@ -94,21 +99,6 @@ func ofFamily(addrs []netip.Addr, ipv6 bool) []netip.Addr {
 		}
 	}
 	return out
-}
-
-// dropDoubles leaves out services that have what another has already. The store
-// lets no two have the same address or port; what comes from elsewhere may.
-func (o *Objects) dropDoubles(services []Service) []Service {
-	o.doubles = nil
-	taken := make(holders[serviceClaim, ServiceKey], len(services))
-	return slices.DeleteFunc(services, func(s Service) bool {
-		holder, ok := taken.take(s.claims, s.ServiceKey)
-		if !ok {
-			key := Key{KindService, s.Namespace, s.Name}
-			o.doubles = append(o.doubles, Problem{key, fmt.Sprintf("port %q: its address or node port is that of %s", s.PortName, holder)})
-		}
-		return !ok
-	})
 }
 
 func (e *serviceEntry) problem(key Key, format string, args ...any) {

@@ -44,10 +44,6 @@ type ReconcilerConfig struct {
 	BackoffMax time.Duration // doubled up to this; 30 s
 }
 
-// saveInterval bounds how often the last good objects are written: what a crash
-// loses of them comes back with the next full list.
-const saveInterval = time.Second
-
 // Controller is a Sink that keeps a Dataplane at what the objects ask for. The
 // source's calls only note what came; one goroutine, Run's, computes and calls
 // the dataplane, so that a slow dataplane never holds up the source and many
@@ -62,9 +58,9 @@ type Controller struct {
 
 	mu      sync.Mutex
 	objects *Objects
-	changed bool // since the last pass
-	listed  bool // a full list came since the last pass
-	serial  uint64
+	changed bool    // since the last pass
+	listed  bool    // a full list came since the last pass
+	unsaved unsaved // since the saver was given something
 }
 
 // NewController makes a controller; it does nothing until Run.
@@ -89,7 +85,10 @@ func (c *Controller) Restore(objs []Object) {
 		pod, ok := o.(*corev1.Pod)
 		return ok && pod.Spec.NodeName == c.cfg.Self.Node
 	})
-	c.change(func(o *Objects, now time.Time) { o.Reset(objs, now) })
+	c.change(func(o *Objects, now time.Time) {
+		o.Reset(objs, now)
+		c.toSave(func(u *unsaved) { u.reset(objs) })
+	})
 }
 
 // Reset implements Sink.
@@ -97,6 +96,7 @@ func (c *Controller) Reset(all []Object) {
 	c.change(func(o *Objects, now time.Time) {
 		o.Reset(all, now)
 		c.listed = true
+		c.toSave(func(u *unsaved) { u.reset(all) })
 	})
 }
 
@@ -106,9 +106,11 @@ func (c *Controller) Update(puts []Object, deletes []Key) {
 		o.Advance(now)
 		for _, obj := range puts {
 			o.Put(obj)
+			c.toSave(func(u *unsaved) { u.put(obj) })
 		}
 		for _, k := range deletes {
 			o.Delete(k)
+			c.toSave(func(u *unsaved) { u.delete(k) })
 		}
 	})
 }
@@ -122,7 +124,6 @@ func (c *Controller) change(f func(*Objects, time.Time)) {
 	c.mu.Lock()
 	f(c.objects, time.Now())
 	c.changed = true
-	c.serial++
 	c.mu.Unlock()
 	select {
 	case c.wake <- struct{}{}:
@@ -130,12 +131,20 @@ func (c *Controller) change(f func(*Objects, time.Time)) {
 	}
 }
 
+// toSave notes what the saver has to be given. Callers hold mu.
+func (c *Controller) toSave(note func(*unsaved)) {
+	if c.cfg.Save != nil {
+		note(&c.unsaved)
+	}
+}
+
 // List returns the objects of a kind as last seen, sorted by key. It works while
 // the store is away.
 func (c *Controller) List(kind Kind) []Object {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.objects.List(kind)
+	objs := c.objects.keyed(kind)
+	c.mu.Unlock()
+	return inOrder(objs)
 }
 
 // Names is the zone of the cluster as DNS asks it, from the objects as last seen. It
@@ -152,15 +161,15 @@ func (c *Controller) Live(node string) bool {
 // Services returns the service ports as last computed, with their endpoints.
 func (c *Controller) Services() []Service {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.objects.State().Services
+	all := c.objects.services()
+	c.mu.Unlock()
+	return sortedServices(all)
 }
 
 // Problems returns what objects ask for that is not done, and why.
 func (c *Controller) Problems() []Problem {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.objects.State()
 	return c.objects.Problems()
 }
 
@@ -218,23 +227,25 @@ func (c *Controller) pass(rec *Reconciler, known map[Problem]bool, now time.Time
 	}
 	changed, listed := c.changed, c.listed
 	c.changed, c.listed = false, false
-	var want State
+	var want Delta
 	var problems []Problem
+	worse := false
 	if changed {
-		want = c.objects.State()
-		problems = c.objects.Problems()
+		want = c.objects.Delta()
+		if worse = c.objects.ProblemsChanged(); worse {
+			problems = c.objects.Problems()
+		}
 	}
 	c.mu.Unlock()
 
-	if changed {
-		c.report(known, problems)
-		if listed {
-			rec.Sync(want, now)
-		} else {
-			rec.Want(want)
-		}
+	rec.Want(want)
+	if listed {
+		rec.Sync(now)
 	}
 	next := rec.Step(now)
+	if worse {
+		c.report(known, problems)
+	}
 	if !rec.Holding() {
 		c.mu.Lock()
 		c.objects.trimNames()

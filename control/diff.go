@@ -58,49 +58,64 @@ func (c Change) String() string {
 // key to another is taken from the first, or the second could not have it. Two
 // services can so exchange their VIPs.
 func Diff(have, want State) []Change {
-	var free, put, drop []Change
+	var c changes
+	tunnels := map[tunnelClaim]TunnelKey{}
+	for i := range want.Tunnels {
+		for at := range want.Tunnels[i].claims {
+			tunnels[at] = want.Tunnels[i].TunnelKey
+		}
+	}
+	for _, m := range match(have.Tunnels, want.Tunnels, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare) {
+		c.tunnel(m.have, m.want, func(at tunnelClaim) (TunnelKey, bool) { k, ok := tunnels[at]; return k, ok })
+	}
+	services := map[serviceClaim]ServiceKey{}
+	for i := range want.Services {
+		for at := range want.Services[i].claims {
+			services[at] = want.Services[i].ServiceKey
+		}
+	}
+	for _, m := range match(have.Services, want.Services, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare) {
+		c.service(m.have, m.want, func(at serviceClaim) (ServiceKey, bool) { k, ok := services[at]; return k, ok })
+	}
+	return c.inOrder()
+}
 
-	tunnels := match(have.Tunnels, want.Tunnels, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare)
-	claims := map[tunnelClaim]TunnelKey{}
-	for _, t := range want.Tunnels {
-		for c := range t.claims {
-			claims[c] = t.TunnelKey
-		}
-	}
-	for _, m := range tunnels {
-		collides := m.have != nil && collide(m.have.claims, claims, m.have.TunnelKey)
-		switch {
-		case collides:
-			free = append(free, Change{Op: DeleteTunnel, Tunnel: *m.have, Collides: true})
-		case m.have != nil && m.want == nil:
-			drop = append(drop, Change{Op: DeleteTunnel, Tunnel: *m.have})
-		}
-		if m.want != nil && (m.have == nil || collides || !m.have.equal(m.want)) {
-			put = append(put, Change{Op: PutTunnel, Tunnel: *m.want})
-		}
-	}
+// changes collects them by their place in the order.
+type changes struct {
+	free, put, dropServices, dropTunnels []Change
+}
 
-	services := match(have.Services, want.Services, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare)
-	fronts := map[serviceClaim]ServiceKey{}
-	for _, s := range want.Services {
-		for c := range s.claims {
-			fronts[c] = s.ServiceKey
-		}
+func (c *changes) inOrder() []Change {
+	return slices.Concat(c.free, c.put, c.dropServices, c.dropTunnels)
+}
+
+// tunnel adds what turns have into want, either of which may be nil. wanted says by
+// whom something is wanted.
+func (c *changes) tunnel(have, want *Tunnel, wanted func(tunnelClaim) (TunnelKey, bool)) {
+	collides := have != nil && collide(have.claims, wanted, have.TunnelKey)
+	switch {
+	case collides:
+		c.free = append(c.free, Change{Op: DeleteTunnel, Tunnel: *have, Collides: true})
+	case have != nil && want == nil:
+		c.dropTunnels = append(c.dropTunnels, Change{Op: DeleteTunnel, Tunnel: *have})
 	}
-	var dropServices []Change
-	for _, m := range services {
-		collides := m.have != nil && collide(m.have.claims, fronts, m.have.ServiceKey)
-		switch {
-		case collides:
-			free = append(free, Change{Op: DeleteService, Service: *m.have, Collides: true})
-		case m.have != nil && m.want == nil:
-			dropServices = append(dropServices, Change{Op: DeleteService, Service: *m.have})
-		}
-		if m.want != nil && (m.have == nil || collides || !m.have.equal(m.want)) {
-			put = append(put, Change{Op: PutService, Service: *m.want})
-		}
+	if want != nil && (have == nil || collides || !have.equal(want)) {
+		c.put = append(c.put, Change{Op: PutTunnel, Tunnel: *want})
 	}
-	return slices.Concat(free, put, dropServices, drop)
+}
+
+// service does the same for a service.
+func (c *changes) service(have, want *Service, wanted func(serviceClaim) (ServiceKey, bool)) {
+	collides := have != nil && collide(have.claims, wanted, have.ServiceKey)
+	switch {
+	case collides:
+		c.free = append(c.free, Change{Op: DeleteService, Service: *have, Collides: true})
+	case have != nil && want == nil:
+		c.dropServices = append(c.dropServices, Change{Op: DeleteService, Service: *have})
+	}
+	if want != nil && (have == nil || collides || !have.equal(want)) {
+		c.put = append(c.put, Change{Op: PutService, Service: *want})
+	}
 }
 
 // tunnelClaim is something one tunnel alone can have: a prefix, or an underlay
@@ -145,10 +160,16 @@ func (s *Service) claims(yield func(serviceClaim) bool) {
 	}
 }
 
+// sameClaims reports whether two have the same claims, in whatever else they differ.
+func (s *Service) sameClaims(o *Service) bool {
+	return s.ServiceKey == o.ServiceKey && s.Protocol == o.Protocol && s.Port == o.Port && s.NodePort == o.NodePort &&
+		slices.Equal(s.VIPs, o.VIPs) && slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) && slices.Equal(s.ExternalIPs, o.ExternalIPs)
+}
+
 // collide reports whether something of what key has is wanted by another key.
-func collide[C, K comparable](has func(func(C) bool), wanted map[C]K, key K) bool {
+func collide[C, K comparable](has func(func(C) bool), wanted func(C) (K, bool), key K) bool {
 	for c := range has {
-		if k, ok := wanted[c]; ok && k != key {
+		if k, ok := wanted(c); ok && k != key {
 			return true
 		}
 	}

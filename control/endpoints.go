@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"fmt"
-	"hash/fnv"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,16 +22,13 @@ type candidate struct {
 // endpoints are the backends of one port in one family: the pods that the
 // selector matches and the endpoints of the service's slices.
 func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, s *Service) []Endpoint {
-	found := map[netip.AddrPort]candidate{}
+	found := o.seen.candidates[:0]
 	add := func(c candidate) {
-		e.nodes[c.Node] = true
+		o.seen.node(c.Node)
 		if !o.Live(c.Node) {
 			c.Ready, c.Serving = false, false
 		}
-		at := netip.AddrPortFrom(c.Addr, c.Port)
-		if old, ok := found[at]; !ok || better(&c, &old) {
-			found[at] = c
-		}
+		found = append(found, c)
 	}
 	o.selected(e.record, func(pod *corev1.Pod) {
 		if pod.Status.Phase != corev1.PodRunning && !e.record.Spec.PublishNotReadyAddresses {
@@ -49,25 +45,32 @@ func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, s *Service) 
 	for _, slice := range o.sliceOf[objectName{e.record.Namespace, e.record.Name}] {
 		o.sliceCandidates(e, slice, p, s, add)
 	}
-	all := make([]candidate, 0, len(found))
-	for _, c := range found {
-		all = append(all, c)
-	}
-	slices.SortFunc(all, func(a, b candidate) int { return a.compare(b.Endpoint) })
+	slices.SortFunc(found, func(a, b candidate) int {
+		if c := a.compare(b.Endpoint); c != 0 {
+			return c
+		}
+		return b.against(&a) // of one place the better comes first
+	})
+	all := slices.CompactFunc(found, func(a, b candidate) bool { return a.Addr == b.Addr && a.Port == b.Port })
 	o.categorise(s, all)
 	out := make([]Endpoint, len(all))
 	for i := range all {
 		out[i] = all[i].Endpoint
 	}
+	clear(found)
+	if o.seen.candidates = found; cap(found) > keptRoom {
+		o.seen.candidates = nil
+	}
 	return out
 }
 
-// better decides between two records of one address and port: a ready one, then
-// the younger, as the other is a leftover of its predecessor. The rest makes the
-// choice independent of the order in which the records are met.
-func better(a, b *candidate) bool {
-	return cmp.Or(compareBool(a.Ready, b.Ready), a.created.Compare(b.created), compareBool(a.Serving, b.Serving),
-		compareBool(b.Terminating, a.Terminating), cmp.Compare(a.hints, b.hints), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node)) > 0
+// against decides between two records of one address and port, positive if c is
+// the better: a ready one, then the younger, as the other is a leftover of its
+// predecessor. The rest makes the choice independent of the order in which the
+// records are met.
+func (c *candidate) against(o *candidate) int {
+	return cmp.Or(compareBool(c.Ready, o.Ready), c.created.Compare(o.created), compareBool(c.Serving, o.Serving),
+		compareBool(o.Terminating, c.Terminating), cmp.Compare(c.hints, o.hints), cmp.Compare(c.ID, o.ID), cmp.Compare(c.Node, o.Node))
 }
 
 func targetPort(pod *corev1.Pod, p *corev1.ServicePort, proto Protocol) (uint16, bool) {
@@ -139,7 +142,7 @@ func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice,
 // CheckEndpoints judges the endpoints a user wrote by the nodes in the set, as
 // State will; the error is an *InvalidError.
 func (o *Objects) CheckEndpoints(s *discoveryv1.EndpointSlice) error {
-	o.State()
+	o.settleNodes()
 	for i := range s.Endpoints {
 		for j, text := range s.Endpoints[i].Addresses {
 			a, err := endpointAddr(s.AddressType, text)
@@ -198,12 +201,16 @@ func sliceConditions(c *discoveryv1.EndpointConditions) (ready, serving, termina
 	return c.Ready == nil || *c.Ready, c.Serving == nil || *c.Serving, c.Terminating != nil && *c.Terminating
 }
 
-// identity is a number for who is behind an address, never 0.
+// identity is a number for who is behind an address, never 0: FNV-1a of the parts,
+// each ended by a zero. It stays what it is, as flows outlive the process.
 func identity(parts ...string) uint64 {
-	h := fnv.New64a()
+	const offset, prime = 14695981039346656037, 1099511628211
+	h := uint64(offset)
 	for _, p := range parts {
-		h.Write([]byte(p))
-		h.Write([]byte{0})
+		for i := range len(p) {
+			h = (h ^ uint64(p[i])) * prime
+		}
+		h *= prime
 	}
-	return max(h.Sum64(), 1)
+	return max(h, 1)
 }

@@ -104,14 +104,14 @@ func (o *Objects) trimNames() {
 	}
 	o.namesStale = false
 	for key := range o.names.services {
-		if o.services[key] == nil {
+		if e := o.entries[key]; e == nil || e.record == nil {
 			o.names.put(key, nil)
 		}
 	}
 }
 
 // compileNames brings the names of one service up to date. It follows
-// compileService, which has begun e.nodes anew.
+// compileService.
 func (o *Objects) compileNames(key objectName, e *serviceEntry) {
 	if o.names == nil {
 		return
@@ -167,7 +167,7 @@ func (o *Objects) namedEndpoints(e *serviceEntry) []dns.Endpoint {
 		}
 	}
 	o.selected(e.record, func(pod *corev1.Pod) {
-		e.nodes[pod.Spec.NodeName] = true
+		o.seen.node(pod.Spec.NodeName)
 		ready := podReady(pod) && pod.DeletionTimestamp == nil && o.Live(pod.Spec.NodeName)
 		if !ready && !spec.PublishNotReadyAddresses {
 			return
@@ -220,7 +220,7 @@ func (o *Objects) eachSliceEndpoint(e *serviceEntry, f func(a netip.Addr, hostna
 			}
 			ready, _, _ := sliceConditions(&ep.Conditions)
 			if ep.NodeName != nil {
-				e.nodes[*ep.NodeName] = true
+				o.seen.node(*ep.NodeName)
 				ready = ready && o.Live(*ep.NodeName)
 			}
 			if !ready && !e.record.Spec.PublishNotReadyAddresses {

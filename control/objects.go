@@ -1,10 +1,11 @@
 package control
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gaissmai/bart"
@@ -12,18 +13,14 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// LeaseGrace is how long a node that was live stays so after a full list does not
-// show its lease. When a store comes back after an absence its leases may all
-// have run out while the nodes were well, and they need this long to renew them.
-const LeaseGrace = 15 * time.Second
-
 // Objects is the set of objects a node has seen, and the state that follows.
 //
-// State is computed for the services that changed only: every service keeps what
-// it was last compiled to. A pod reaches its services through its namespace, a
-// service its pods through an index by label, so that the cost of a change goes
-// with what it touches. A test compares the outcome with a fresh computation
-// after random changes.
+// The state is kept, not computed on demand: every service keeps what it was last
+// compiled to, changes mark what depends on them, and what is marked is compiled
+// before the next look (settle.go). A pod reaches its services through an index of
+// selectors by label, a service its pods through an index of pods by label, so that
+// the cost of a change goes with what it touches. A test compares the outcome with
+// a fresh computation after random changes.
 //
 // Not safe for concurrent use.
 type Objects struct {
@@ -35,21 +32,30 @@ type Objects struct {
 	now       time.Time            // the latest time told
 	away      bool                 // the source is not reachable
 	doubt     time.Time            // until then a lease that goes is only missed, not believed gone
-	pods      map[Key]*corev1.Pod
-	podIndex  map[labelTerm]map[Key]*corev1.Pod
-	services  map[objectName]*serviceEntry
-	inspace   map[string]map[string]*serviceEntry // services by namespace and name
+	pods      map[Key]*podEntry
+	labelled  map[labelTerm]*podList
+	entries   map[objectName]*serviceEntry  // services
+	selecting map[labelTerm][]*serviceEntry // each service under one label of its selector
 	slices    map[Key]*discoveryv1.EndpointSlice
 	sliceOf   map[objectName]map[Key]*discoveryv1.EndpointSlice
 
-	slicesDirty    bool // services with slices are to be compiled anew
 	nodesDirty     bool // the four below are to be computed anew
 	tunnels        []Tunnel
 	tunnelProblems []Problem
 	underlays      map[netip.Addr]string // node by underlay address
 	podPrefixes    *bart.Lite            // of all nodes
 
-	doubles []Problem // services left out by the last State
+	dirty  []*serviceEntry // to be compiled anew
+	claims claims
+	seen   scratch
+
+	// What Delta has to tell: the services that changed since, as they were then,
+	// nil for one that was not there, and the tunnels as they were.
+	changed map[ServiceKey]*Service
+	told    []Tunnel
+
+	troubled        map[*serviceEntry]bool // with something left out
+	problemsChanged bool                   // since ProblemsChanged was asked
 
 	names      *Names // nil: nobody asks
 	namesStale bool   // it may know services that are not in the set
@@ -66,12 +72,16 @@ type nodeEntry struct {
 	err    error
 }
 
+// serviceEntry is a service and what it was last compiled to.
 type serviceEntry struct {
-	record   *corev1.Service
+	name     objectName
+	record   *corev1.Service // nil: deleted; the entry goes when the set is settled
 	dirty    bool
-	compiled []Service
+	ports    []*port
 	problems []Problem
-	nodes    map[string]bool // those whose liveness was looked at
+	nodes    []string // sorted; those whose liveness or zone was looked at
+	outside  bool     // its outside addresses depend on which nodes there are
+	term     labelTerm
 }
 
 // Problem is something an object asks for that is not done, and why.
@@ -88,23 +98,35 @@ func NewObjects(self Self) *Objects {
 		nodes:       map[string]*nodeEntry{},
 		leases:      map[string]Object{},
 		lingering:   map[string]time.Time{},
-		pods:        map[Key]*corev1.Pod{},
-		podIndex:    map[labelTerm]map[Key]*corev1.Pod{},
-		services:    map[objectName]*serviceEntry{},
-		inspace:     map[string]map[string]*serviceEntry{},
+		pods:        map[Key]*podEntry{},
+		labelled:    map[labelTerm]*podList{},
+		entries:     map[objectName]*serviceEntry{},
+		selecting:   map[labelTerm][]*serviceEntry{},
 		slices:      map[Key]*discoveryv1.EndpointSlice{},
 		sliceOf:     map[objectName]map[Key]*discoveryv1.EndpointSlice{},
+		claims:      newClaims(),
+		changed:     map[ServiceKey]*Service{},
+		troubled:    map[*serviceEntry]bool{},
 	}
 }
 
 // Reset replaces the whole set by a full list. A node that was live until now and
-// has no lease in the list stays live for LeaseGrace.
+// has no lease in the list stays live for LeaseGrace. What is told next is the
+// difference to what was told last, as after any other change.
 func (o *Objects) Reset(all []Object, now time.Time) {
 	o.Advance(now)
 	old := *o
 	*o = *NewObjects(old.self)
 	o.now, o.away, o.doubt, o.nodesDirty = old.now, old.away, old.doubt, true
 	o.names, o.namesStale = old.names, true
+	o.changed, o.told, o.problemsChanged = old.changed, old.told, true
+	for _, e := range old.entries {
+		for _, p := range e.ports {
+			if _, noted := o.changed[p.key]; !noted && p.final != nil {
+				o.changed[p.key] = p.final
+			}
+		}
+	}
 	for _, obj := range all {
 		o.Put(obj)
 	}
@@ -120,57 +142,12 @@ func (o *Objects) Reset(all []Object, now time.Time) {
 	}
 }
 
-// SetReachable tells whether the source can be reached. While it can't, and for
-// LeaseGrace after, a lease that ends says nothing about its node: it may be the
-// store that was cut off from all of them.
-func (o *Objects) SetReachable(ok bool, now time.Time) {
-	o.Advance(now)
-	if ok && o.away {
-		o.doubt = now.Add(LeaseGrace)
-		for name := range o.lingering {
-			o.lingering[name] = o.doubt
-		}
-	}
-	o.away = !ok
-}
-
-// Advance tells the time, and ends the grace of nodes whose time is over.
-func (o *Objects) Advance(now time.Time) {
-	o.now = now
-	if o.away {
-		return
-	}
-	for name, until := range o.lingering {
-		if !now.Before(until) {
-			delete(o.lingering, name)
-			o.livenessChanged(name)
-		}
-	}
-}
-
-// Deadline is when Advance next has something to do; zero: never.
-func (o *Objects) Deadline() time.Time {
-	var first time.Time
-	if o.away {
-		return first
-	}
-	for _, t := range o.lingering {
-		if first.IsZero() || t.Before(first) {
-			first = t
-		}
-	}
-	return first
-}
-
 // Put adds or replaces one object.
 func (o *Objects) Put(obj Object) {
 	key := KeyOf(obj)
 	switch obj := obj.(type) {
 	case *corev1.Node:
-		e := &nodeEntry{record: obj}
-		e.view, e.err = viewNode(obj)
-		o.nodes[obj.Name] = e
-		o.nodeChanged(obj.Name)
+		o.putNode(obj)
 	case *corev1.Pod:
 		o.removePod(key)
 		o.addPod(key, obj)
@@ -181,9 +158,10 @@ func (o *Objects) Put(obj Object) {
 		o.addSlice(key, obj)
 	default:
 		if key.Kind == KindLease {
-			delete(o.lingering, key.Name)
-			o.leases[key.Name] = obj
-			o.livenessChanged(key.Name)
+			o.watchLive(key.Name, func() {
+				delete(o.lingering, key.Name)
+				o.leases[key.Name] = obj
+			})
 		}
 	}
 }
@@ -192,54 +170,25 @@ func (o *Objects) Put(obj Object) {
 func (o *Objects) Delete(key Key) {
 	switch key.Kind {
 	case KindNode:
-		delete(o.nodes, key.Name)
-		delete(o.lingering, key.Name)
-		o.nodeChanged(key.Name)
+		o.deleteNode(key.Name)
 	case KindLease:
 		o.leaseEnded(key.Name)
 	case KindPod:
 		o.removePod(key)
 	case KindService:
-		delete(o.services, objectName{key.Scope, key.Name})
-		o.namesStale = true
-		if m := o.inspace[key.Scope]; m != nil {
-			if delete(m, key.Name); len(m) == 0 {
-				delete(o.inspace, key.Scope)
-			}
+		if e := o.entries[objectName{key.Scope, key.Name}]; e != nil {
+			o.unselect(e)
+			e.record = nil
+			o.markDirty(e)
 		}
+		o.namesStale = true
 	case KindEndpointSlice:
 		o.removeSlice(key)
 	}
 }
 
 // List returns the objects of a kind, sorted by key.
-func (o *Objects) List(kind Kind) []Object {
-	var out []Object
-	switch kind {
-	case KindNode:
-		for _, e := range o.nodes {
-			out = append(out, e.record)
-		}
-	case KindLease:
-		for _, l := range o.leases {
-			out = append(out, l)
-		}
-	case KindPod:
-		for _, p := range o.pods {
-			out = append(out, p)
-		}
-	case KindService:
-		for _, e := range o.services {
-			out = append(out, e.record)
-		}
-	case KindEndpointSlice:
-		for _, s := range o.slices {
-			out = append(out, s)
-		}
-	}
-	sortObjects(out)
-	return out
-}
+func (o *Objects) List(kind Kind) []Object { return inOrder(o.keyed(kind)) }
 
 // All returns every object, sorted by kind and key.
 func (o *Objects) All() []Object {
@@ -250,93 +199,94 @@ func (o *Objects) All() []Object {
 	return out
 }
 
-// Live reports whether a node counts as live: it is this one, or has a lease, or
-// keeps none, being run by something other than vswitch.
-func (o *Objects) Live(node string) bool {
-	if node == o.self.Node {
-		return true
-	}
-	if _, ok := o.leases[node]; ok {
-		return true
-	}
-	if _, ok := o.lingering[node]; ok {
-		return true
-	}
-	e, known := o.nodes[node]
-	return !known || e.view.instance == ""
+// keyedObject is an object with its key, which takes a while to make of a pod.
+type keyedObject struct {
+	Key
+	Object
 }
 
-// State is what this node's dataplane should hold. The lists are the caller's,
-// what their elements refer to is shared.
-func (o *Objects) State() State {
-	if o.nodesDirty {
-		o.compileNodes()
-		o.nodesDirty = false
-	}
-	if o.slicesDirty {
-		for service := range o.sliceOf {
-			o.dirtyService(service)
+// keyed returns the objects of a kind in any order.
+func (o *Objects) keyed(kind Kind) []keyedObject {
+	var out []keyedObject
+	switch kind {
+	case KindNode:
+		for name, e := range o.nodes {
+			out = append(out, keyedObject{Key{kind, "", name}, e.record})
 		}
-		o.slicesDirty = false
-	}
-	s := State{Tunnels: slices.Clone(o.tunnels)}
-	for key, e := range o.services {
-		if e.dirty {
-			o.compileService(e)
-			o.compileNames(key, e)
-			e.dirty = false
+	case KindLease:
+		for name, l := range o.leases {
+			out = append(out, keyedObject{Key{kind, "", name}, l})
 		}
-		s.Services = append(s.Services, e.compiled...)
+	case KindPod:
+		for k, p := range o.pods {
+			out = append(out, keyedObject{k, p.pod})
+		}
+	case KindService:
+		for name, e := range o.entries {
+			if e.record != nil {
+				out = append(out, keyedObject{Key{kind, name.namespace, name.name}, e.record})
+			}
+		}
+	case KindEndpointSlice:
+		for k, s := range o.slices {
+			out = append(out, keyedObject{k, s})
+		}
 	}
-	slices.SortFunc(s.Services, func(a, b Service) int { return a.ServiceKey.compare(b.ServiceKey) })
-	s.Services = o.dropDoubles(s.Services)
-	return s
+	return out
 }
 
-// Problems are what State left out, sorted. Valid after State.
-func (o *Objects) Problems() []Problem {
-	out := slices.Concat(o.tunnelProblems, o.doubles)
-	for _, e := range o.services {
-		out = append(out, e.problems...)
+// inOrder sorts objects by key.
+func inOrder(objs []keyedObject) []Object {
+	slices.SortFunc(objs, func(a, b keyedObject) int { return a.Key.compare(b.Key) })
+	out := make([]Object, len(objs))
+	for i := range objs {
+		out[i] = objs[i].Object
 	}
-	slices.SortFunc(out, func(a, b Problem) int {
-		if c := a.Object.compare(b.Object); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Reason, b.Reason)
-	})
-	return slices.Compact(out)
+	return out
 }
 
-func (o *Objects) leaseEnded(node string) {
-	if _, had := o.leases[node]; !had {
+func (o *Objects) putNode(n *corev1.Node) {
+	e, old := &nodeEntry{record: n}, o.nodes[n.Name]
+	e.view, e.err = viewNode(n)
+	o.watchLive(n.Name, func() { o.nodes[n.Name] = e })
+	if old != nil && old.same(e) {
+		return // a heartbeat
+	}
+	o.nodesDirty = true
+	if old == nil && e.view.zone != "" || old != nil && old.view.zone != e.view.zone {
+		o.zoneChanged(n.Name)
+	}
+}
+
+func (o *Objects) deleteNode(name string) {
+	e := o.nodes[name]
+	if e == nil {
 		return
 	}
-	delete(o.leases, node)
-	if o.away || o.now.Before(o.doubt) {
-		o.lingering[node] = o.now.Add(LeaseGrace)
-	}
-	o.livenessChanged(node)
-}
-
-func (o *Objects) nodeChanged(name string) {
-	o.livenessChanged(name)
-	o.slicesDirty = true // whether a user's endpoint is a node's own address depends on all nodes
-}
-
-func (o *Objects) dirtyService(n objectName) {
-	if e := o.services[n]; e != nil {
-		e.dirty = true
+	o.watchLive(name, func() {
+		delete(o.nodes, name)
+		delete(o.lingering, name)
+	})
+	o.nodesDirty = true
+	if e.view.zone != "" {
+		o.zoneChanged(name)
 	}
 }
 
-func (o *Objects) livenessChanged(node string) {
-	o.nodesDirty = true // of two that claim one thing the live one has it
-	for _, e := range o.services {
-		e.dirty = e.dirty || e.nodes[node]
-	}
+// same reports whether two records of a node lead to the same.
+func (e *nodeEntry) same(o *nodeEntry) bool {
+	return fmt.Sprint(e.err) == fmt.Sprint(o.err) && reflect.DeepEqual(e.view, o.view) &&
+		e.record.CreationTimestamp.Equal(&o.record.CreationTimestamp)
 }
 
-func sortObjects(objs []Object) {
-	slices.SortFunc(objs, func(a, b Object) int { return KeyOf(a).compare(KeyOf(b)) })
+// zoneChanged has compiled anew what depends on where a node is: of this one, all
+// that hints can bear on.
+func (o *Objects) zoneChanged(node string) {
+	if node != o.self.Node {
+		o.dirtyBehind(node)
+		return
+	}
+	for _, e := range o.entries {
+		o.markDirty(e)
+	}
 }

@@ -9,50 +9,123 @@ import (
 // service to the pods it selects and to its slices. What a change touches is
 // marked dirty here.
 
-func (o *Objects) putService(s *corev1.Service) {
-	e := &serviceEntry{record: s, dirty: true}
-	o.services[objectName{s.Namespace, s.Name}] = e
-	m := o.inspace[s.Namespace]
-	if m == nil {
-		m = map[string]*serviceEntry{}
-		o.inspace[s.Namespace] = m
-	}
-	m[s.Name] = e
+// podEntry is a pod and where it stands in the lists of its labels, so that it
+// leaves a list of thousands without a search.
+type podEntry struct {
+	pod *corev1.Pod
+	in  []podPlace
+}
+
+type podPlace struct {
+	list *podList
+	at   int
+}
+
+// podList is the pods that carry one label, in any order. Of each it knows which
+// of the pod's places this one is.
+type podList struct {
+	term labelTerm
+	pods []podRef
+}
+
+type podRef struct {
+	*podEntry
+	place int
+}
+
+func (l *podList) add(e *podEntry) {
+	e.in = append(e.in, podPlace{l, len(l.pods)})
+	l.pods = append(l.pods, podRef{e, len(e.in) - 1})
+}
+
+func (l *podList) remove(at int) {
+	last := l.pods[len(l.pods)-1]
+	l.pods[at] = last
+	last.in[last.place].at = at
+	l.pods[len(l.pods)-1] = podRef{}
+	l.pods = l.pods[:len(l.pods)-1]
 }
 
 func (o *Objects) addPod(key Key, p *corev1.Pod) {
-	o.pods[key] = p
+	e := &podEntry{pod: p, in: make([]podPlace, 0, len(p.Labels))}
+	o.pods[key] = e
 	for t := range podTerms(p) {
-		m := o.podIndex[t]
-		if m == nil {
-			m = map[Key]*corev1.Pod{}
-			o.podIndex[t] = m
+		l := o.labelled[t]
+		if l == nil {
+			l = &podList{term: t}
+			o.labelled[t] = l
 		}
-		m[key] = p
+		l.add(e)
 	}
 	o.dirtySelecting(p)
 }
 
 func (o *Objects) removePod(key Key) {
-	p := o.pods[key]
-	if p == nil {
+	e := o.pods[key]
+	if e == nil {
 		return
 	}
 	delete(o.pods, key)
-	for t := range podTerms(p) {
-		m := o.podIndex[t]
-		if delete(m, key); len(m) == 0 {
-			delete(o.podIndex, t)
+	for _, at := range e.in {
+		if at.list.remove(at.at); len(at.list.pods) == 0 {
+			delete(o.labelled, at.list.term)
 		}
 	}
-	o.dirtySelecting(p)
+	o.dirtySelecting(e.pod)
 }
 
 func (o *Objects) dirtySelecting(p *corev1.Pod) {
-	for _, e := range o.inspace[p.Namespace] {
-		if !e.dirty && selects(e.record.Spec.Selector, p.Labels) {
-			e.dirty = true
+	for t := range podTerms(p) {
+		for _, e := range o.selecting[t] {
+			if !e.dirty && selects(e.record.Spec.Selector, p.Labels) {
+				o.markDirty(e)
+			}
 		}
+	}
+}
+
+func (o *Objects) putService(s *corev1.Service) {
+	name := objectName{s.Namespace, s.Name}
+	e := o.entries[name]
+	if e == nil {
+		e = &serviceEntry{name: name}
+		o.entries[name] = e
+	} else if e.record != nil {
+		o.unselect(e)
+	}
+	e.record = s
+	o.markDirty(e)
+	if len(s.Spec.Selector) == 0 {
+		return
+	}
+	// Under the label that the fewest have, or one that all services name would
+	// lead every pod to every service.
+	first := true
+	for k, v := range s.Spec.Selector {
+		t := labelTerm{s.Namespace, k, v}
+		if first || len(o.selecting[t]) < len(o.selecting[e.term]) {
+			e.term, first = t, false
+		}
+	}
+	o.selecting[e.term] = append(o.selecting[e.term], e)
+}
+
+// unselect takes a service out of the index of selectors.
+func (o *Objects) unselect(e *serviceEntry) {
+	if e.record == nil || len(e.record.Spec.Selector) == 0 {
+		return
+	}
+	l := o.selecting[e.term]
+	for i := range l {
+		if l[i] == e {
+			l[i] = l[len(l)-1]
+			l[len(l)-1] = nil
+			l = l[:len(l)-1]
+			break
+		}
+	}
+	if o.selecting[e.term] = l; len(l) == 0 {
+		delete(o.selecting, e.term)
 	}
 }
 
@@ -62,17 +135,19 @@ func (o *Objects) selected(s *corev1.Service, f func(*corev1.Pod)) {
 	if len(s.Spec.Selector) == 0 {
 		return // no selector selects nothing: the endpoints are the user's
 	}
-	var shortest map[Key]*corev1.Pod
-	first := true
+	var shortest *podList
 	for k, v := range s.Spec.Selector {
-		m := o.podIndex[labelTerm{s.Namespace, k, v}]
-		if first || len(m) < len(shortest) {
-			shortest, first = m, false
+		l := o.labelled[labelTerm{s.Namespace, k, v}]
+		if l == nil {
+			return
+		}
+		if shortest == nil || len(l.pods) < len(shortest.pods) {
+			shortest = l
 		}
 	}
-	for _, p := range shortest {
-		if selects(s.Spec.Selector, p.Labels) {
-			f(p)
+	for _, e := range shortest.pods {
+		if selects(s.Spec.Selector, e.pod.Labels) {
+			f(e.pod)
 		}
 	}
 }

@@ -19,6 +19,7 @@ const LoadBalancerClass = "vswitch.dev/lb"
 // belongs to somebody else is left out and named.
 func (o *Objects) outsideAddrs(e *serviceEntry) (balancers, externals []netip.Addr) {
 	s := e.record
+	e.outside = s.Spec.Type == corev1.ServiceTypeLoadBalancer || len(s.Spec.ExternalIPs) > 0
 	take := func(addrs *[]netip.Addr, field, text string, refuse func(netip.Addr) error) {
 		a, err := netip.ParseAddr(text)
 		if err == nil {

@@ -20,7 +20,7 @@ func TestStateAfterChangesIsThatOfAFreshSet(t *testing.T) {
 apiVersion: v1
 kind: Service
 metadata: {name: web}
-spec: {selector: {app: web}, clusterIPs: [10.96.0.1, "fd00:10:96::1"], ports: [{name: a, port: 80, targetPort: http}, {name: b, port: 81}]}
+spec: {selector: {app: web}, trafficDistribution: PreferSameZone, clusterIPs: [10.96.0.1, "fd00:10:96::1"], ports: [{name: a, port: 80, targetPort: http}, {name: b, port: 81}]}
 ---
 apiVersion: v1
 kind: Service
@@ -48,19 +48,65 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: db-1, labels: {kubernetes.io/service-name: web}}
 addressType: IPv4
-endpoints: [{addresses: [198.51.100.2]}]
+endpoints: [{addresses: [198.51.100.2], hints: {forZones: [{name: x}]}}, {addresses: [192.0.2.3], nodeName: here}]
 ports: [{name: b, port: 5432}, {port: 5}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: out}
+spec: {type: LoadBalancer, selector: {app: web}, clusterIPs: [10.96.0.3], externalIPs: [198.51.100.8, 192.0.2.3], trafficDistribution: PreferSameNode, ports: [{port: 80, nodePort: 30000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: out, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {type: LoadBalancer, loadBalancerClass: example.com/lb, clusterIPs: [10.96.0.3], externalIPs: [198.51.100.8, 10.244.2.9], ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 198.51.100.9}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: also}
+spec: {type: LoadBalancer, clusterIPs: [10.96.0.4], externalIPs: [198.51.100.9], ports: [{port: 80, nodePort: 30000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: also, creationTimestamp: "2025-01-01T00:00:00Z"}
+spec: {type: LoadBalancer, clusterIPs: [10.96.0.4], externalIPs: [198.51.100.9], ports: [{port: 80, nodePort: 30000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: also}
+spec: {externalTrafficPolicy: Local, internalTrafficPolicy: Local, selector: {tier: front}, clusterIPs: [10.96.0.3], externalIPs: [198.51.100.8], ports: [{port: 80}]}
 `)
+	self := testSelf
+	self.Zone, self.NodesBalance, self.AllowExternalIPs = "x", true, true
 	rapid.Check(t, func(rt *rapid.T) {
-		set := NewObjects(testSelf)
+		set := NewObjects(self)
 		model := map[Key]Object{}
+		var told State // what the deltas came to
+		if rapid.Bool().Draw(rt, "full") { // begin with much of what can be
+			for i, o := range services {
+				if i%2 == 0 {
+					set.Put(o)
+					model[KeyOf(o)] = o
+				}
+			}
+			for i, node := range []string{"a", "b", "c"} {
+				for _, o := range []Object{
+					lease(node), nodeOf(t, []string{node, fmt.Sprintf("192.0.2.%d", 4+i), fmt.Sprintf("10.244.%d.0/24", 4+i), "zone=x"}),
+					podOf(t, []string{fmt.Sprintf("p%d", 2+i), node, fmt.Sprintf("10.244.1.%d", 2+i), "app=web", "tier=front"}),
+				} {
+					set.Put(o)
+					model[KeyOf(o)] = o
+				}
+			}
+		}
 		put := func(o Object) {
 			set.Put(o)
 			model[KeyOf(o)] = o
 		}
 		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
 			node := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "node")
-			switch rapid.IntRange(0, 5).Draw(rt, "step") {
+			switch rapid.IntRange(0, 7).Draw(rt, "step") {
 			case 0:
 				put(services[rapid.IntRange(0, len(services)-1).Draw(rt, "object")])
 			case 1:
@@ -70,7 +116,8 @@ ports: [{name: b, port: 5432}, {port: 5}]
 					rapid.SampledFrom([]string{"tier=front", "port.vswitch.dev/http=8080", "terminating", "notready"}).Draw(rt, "more")}))
 			case 2:
 				put(nodeOf(t, []string{node, fmt.Sprintf("192.0.2.%d", rapid.IntRange(2, 3).Draw(rt, "underlay")),
-					fmt.Sprintf("10.244.%d.0/24", rapid.IntRange(1, 3).Draw(rt, "prefix"))}))
+					fmt.Sprintf("10.244.%d.0/24", rapid.IntRange(1, 3).Draw(rt, "prefix")),
+					rapid.SampledFrom([]string{"zone=x", "zone=y", "zone="}).Draw(rt, "zone")}))
 			case 3:
 				put(lease(node))
 			default:
@@ -81,11 +128,20 @@ ports: [{name: b, port: 5432}, {port: 5}]
 					delete(model, k)
 				}
 			}
+			if rapid.IntRange(0, 9).Draw(rt, "list") == 0 { // leases run out without a grace
+				set.Reset(values(model), time.Unix(0, 0))
+				set.Advance(time.Unix(0, 0).Add(LeaseGrace))
+			}
 			if rapid.Bool().Draw(rt, "look") { // what is compiled when, must not matter
-				set.State()
+				told = applied(rt, told, set.Delta())
 			}
 		}
-		fresh := NewObjects(testSelf)
+		told = applied(rt, told, set.Delta())
+		if d := set.Delta(); !d.Empty() {
+			rt.Fatalf("told twice: %v", d)
+		}
+		sameState(rt, told, set.State())
+		fresh := NewObjects(self)
 		for _, o := range model {
 			fresh.Put(o)
 		}
@@ -103,6 +159,39 @@ ports: [{name: b, port: 5432}, {port: 5}]
 			rt.Fatalf("objects %v, want %v", set.All(), fresh.All())
 		}
 	})
+}
+
+// applied is a state after a delta, which must say nothing that is so already.
+func applied(t *rapid.T, s State, d Delta) State {
+	dp := newStrictDataplane()
+	for _, c := range Diff(State{}, s) {
+		mustDo(t, dp, c)
+	}
+	for _, tun := range d.PutTunnels {
+		if was, ok := dp.tunnels[tun.TunnelKey]; ok && was.equal(&tun) {
+			t.Fatalf("tunnel %v is told again", tun.TunnelKey)
+		}
+		dp.tunnels[tun.TunnelKey] = tun
+	}
+	for _, k := range d.DeleteTunnels {
+		if _, ok := dp.tunnels[k]; !ok {
+			t.Fatalf("tunnel %v is deleted again", k)
+		}
+		delete(dp.tunnels, k)
+	}
+	for _, svc := range d.PutServices {
+		if was, ok := dp.services[svc.ServiceKey]; ok && was.equal(svc) {
+			t.Fatalf("service %v is told again", svc.ServiceKey)
+		}
+		dp.services[svc.ServiceKey] = *svc
+	}
+	for _, k := range d.DeleteServices {
+		if _, ok := dp.services[k]; !ok {
+			t.Fatalf("service %v is deleted again", k)
+		}
+		delete(dp.services, k)
+	}
+	return dp.state()
 }
 
 func decodeMust(t *testing.T, yaml string) []Object {
@@ -223,6 +312,44 @@ func sameState(t *rapid.T, got, want State) {
 	}
 }
 
+// deltaBetween is what Objects.Delta tells where the state goes from one to another.
+func deltaBetween(from, to State) Delta {
+	var d Delta
+	for _, m := range match(from.Tunnels, to.Tunnels, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare) {
+		if m.want == nil {
+			d.DeleteTunnels = append(d.DeleteTunnels, m.have.TunnelKey)
+		} else {
+			d.PutTunnels = append(d.PutTunnels, *m.want)
+		}
+	}
+	for _, m := range match(from.Services, to.Services, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare) {
+		if m.want == nil {
+			d.DeleteServices = append(d.DeleteServices, m.have.ServiceKey)
+		} else {
+			d.PutServices = append(d.PutServices, m.want)
+		}
+	}
+	return d
+}
+
+// believed is all that the reconciler believes to be programmed.
+func (r *Reconciler) believed() State {
+	var s State
+	for _, it := range r.tunnels.items {
+		if it.have != nil {
+			s.Tunnels = append(s.Tunnels, *it.have)
+		}
+	}
+	for _, it := range r.services.items {
+		if it.have != nil {
+			s.Services = append(s.Services, *it.have)
+		}
+	}
+	slices.SortFunc(s.Tunnels, func(a, b Tunnel) int { return a.TunnelKey.compare(b.TunnelKey) })
+	slices.SortFunc(s.Services, func(a, b Service) int { return a.ServiceKey.compare(b.ServiceKey) })
+	return s
+}
+
 // Whatever fails, in the end the dataplane is what was wanted last; nothing is
 // deleted before a full list.
 func TestReconcilerConverges(t *testing.T) {
@@ -234,16 +361,21 @@ func TestReconcilerConverges(t *testing.T) {
 		dp.failing = func(Change) bool { return rng.IntN(3) == 0 }
 		synced := false
 		var want State
+		set := func(s State) {
+			r.Want(deltaBetween(want, s))
+			want = s
+		}
 		for range rapid.IntRange(1, 8).Draw(t, "changes") {
-			want = anyState(t)
+			set(anyState(t))
 			if rapid.Bool().Draw(t, "sync") {
-				r.Sync(want, now)
+				r.Sync(now)
 				synced = true
-			} else {
-				r.Want(want)
 			}
 			for range rapid.IntRange(0, 3).Draw(t, "steps") {
 				before := dp.state()
+				if got, all := r.changes(), Diff(r.believed(), want); !reflect.DeepEqual(got, all) {
+					t.Fatalf("open changes %v, of all %v", got, all)
+				}
 				if next := r.Step(now); !next.IsZero() {
 					if !next.After(now) {
 						t.Fatalf("next step at %v, not after now", next.Sub(now))
@@ -259,7 +391,7 @@ func TestReconcilerConverges(t *testing.T) {
 				}
 			}
 		}
-		r.Sync(want, now)
+		r.Sync(now)
 		dp.failing = nil
 		for range 100 {
 			next := r.Step(now)

@@ -2,7 +2,6 @@ package control
 
 import (
 	"log/slog"
-	"slices"
 	"time"
 
 	"vswitch/vswitch/frame"
@@ -11,7 +10,8 @@ import (
 // Reconciler brings a Dataplane to a wanted State and keeps it there.
 //
 // It is a step function: Want and Sync say what is wanted, Step does what can be
-// done now and says when to be called again. What it believes to be programmed is
+// done now and says when to be called again. Each costs what there is to do: one
+// change among 10,000 services is found without a look at the others. What it believes to be programmed is
 // what the Dataplane confirmed. Of a key whose Put failed it believes that it may
 // still hold what it held, in no form that is right: it is put again while it is
 // wanted, and deleted once it is not. After a few failures it is deleted first, as
@@ -30,19 +30,10 @@ type Reconciler struct {
 	cfg ReconcilerConfig
 	log *slog.Logger
 
-	have, want State
-	synced     bool
-
-	held      map[any]bool // TunnelKey and ServiceKey whose deletion waits
-	heldUntil time.Time
-
-	failures map[any]failure // by TunnelKey and ServiceKey
-}
-
-type failure struct {
-	count int
-	wait  time.Duration
-	next  time.Time
+	tunnels   goal[TunnelKey, Tunnel, tunnelClaim]
+	services  goal[ServiceKey, Service, serviceClaim]
+	synced    bool
+	heldUntil time.Time // for deletions that are held
 }
 
 // deleteFirst is how many times a Put fails before what it replaces is deleted.
@@ -69,38 +60,75 @@ func NewReconciler(dp Dataplane, cfg ReconcilerConfig, log *slog.Logger) *Reconc
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Reconciler{dp: dp, cfg: cfg, log: log, held: map[any]bool{}, failures: map[any]failure{}}
+	return &Reconciler{
+		dp: dp, cfg: cfg, log: log,
+		tunnels:  newGoal((*Tunnel).claims, (*Tunnel).equal, TunnelKey.compare),
+		services: newGoal((*Service).claims, (*Service).equal, ServiceKey.compare),
+	}
 }
 
-// Want wants a state: before the first Sync one that nobody confirmed yet, such as
-// a snapshot's; after it, one that deltas led to. A deletion that a delta asked
-// for is meant.
-func (r *Reconciler) Want(s State) { r.want = s }
+// Want takes what changed of the wanted state: before the first Sync of one that
+// nobody confirmed yet, such as a snapshot's; after it, of what changes of the
+// objects led to. A deletion asked for so is meant.
+func (r *Reconciler) Want(d Delta) {
+	for _, k := range d.DeleteTunnels {
+		r.tunnels.unwant(k)
+	}
+	for i := range d.PutTunnels {
+		r.tunnels.unwant(d.PutTunnels[i].TunnelKey)
+	}
+	for i := range d.PutTunnels {
+		r.tunnels.want(d.PutTunnels[i].TunnelKey, &d.PutTunnels[i])
+	}
+	for _, k := range d.DeleteServices {
+		r.services.unwant(k)
+	}
+	for _, s := range d.PutServices {
+		r.services.unwant(s.ServiceKey)
+	}
+	for _, s := range d.PutServices {
+		r.services.want(s.ServiceKey, s)
+	}
+}
 
-// Sync wants the state of a full list.
-func (r *Reconciler) Sync(s State, now time.Time) {
-	r.want, r.synced = s, true
+// Sync says that what is wanted now is what a full list leads to.
+func (r *Reconciler) Sync(now time.Time) {
+	r.synced = true
 	tunnels, services := r.missing()
-	suspicious := 2*len(tunnels) > len(r.have.Tunnels) || 2*len(services) > len(r.have.Services)
-	if !suspicious {
-		clear(r.held)
+	if 2*len(tunnels) <= r.tunnels.have && 2*len(services) <= r.services.have {
+		r.release()
 		return
 	}
-	if len(r.held) == 0 {
+	if !r.Holding() {
 		r.heldUntil = now.Add(r.cfg.Grace)
 	}
-	for _, k := range tunnels {
-		r.held[k] = true
-	}
-	for _, k := range services {
-		r.held[k] = true
-	}
+	r.tunnels.hold(tunnels)
+	r.services.hold(services)
 	r.log.Warn("list would remove more than half; holding deletions", "tunnels", len(tunnels), "services", len(services), "grace", r.cfg.Grace)
+}
+
+func (r *Reconciler) release() {
+	r.tunnels.release()
+	r.services.release()
+}
+
+// changes are what is left to do, in the order of Diff.
+func (r *Reconciler) changes() []Change {
+	var c changes
+	for _, k := range r.tunnels.open() {
+		it := r.tunnels.pending[k]
+		c.tunnel(it.have, it.want, r.tunnels.holder)
+	}
+	for _, k := range r.services.open() {
+		it := r.services.pending[k]
+		c.service(it.have, it.want, r.services.holder)
+	}
+	return c.inOrder()
 }
 
 // missing are the keys programmed whose deletion could wait.
 func (r *Reconciler) missing() (tunnels []TunnelKey, services []ServiceKey) {
-	for _, c := range Diff(r.have, r.want) {
+	for _, c := range r.changes() {
 		switch {
 		case c.Collides:
 		case c.Op == DeleteTunnel:
@@ -114,113 +142,100 @@ func (r *Reconciler) missing() (tunnels []TunnelKey, services []ServiceKey) {
 
 // Holding reports whether deletions wait for a grace: the wanted state is then
 // not one to be kept as last good.
-func (r *Reconciler) Holding() bool { return len(r.held) > 0 }
+func (r *Reconciler) Holding() bool { return r.tunnels.holding() || r.services.holding() }
 
 // Settled reports whether the last full list has been seen and is programmed.
 func (r *Reconciler) Settled() bool {
-	return r.synced && len(r.failures) == 0 && len(Diff(r.have, r.want)) == 0
+	return r.synced && len(r.tunnels.pending) == 0 && len(r.services.pending) == 0
 }
 
 // Step makes every change that may be made at now and returns when there is more
 // to do; the zero time means not before something else is wanted.
 func (r *Reconciler) Step(now time.Time) (next time.Time) {
-	if len(r.held) > 0 && !now.Before(r.heldUntil) {
-		clear(r.held)
+	if !now.Before(r.heldUntil) {
+		r.release()
 	}
 	later := func(t time.Time) {
 		if next.IsZero() || t.Before(next) {
 			next = t
 		}
 	}
-	changes := Diff(r.have, r.want)
-	for _, c := range changes {
-		key := c.key()
+	for _, c := range r.changes() {
+		held, failed := r.standing(&c)
 		if c.deletes() && !c.Collides {
 			if !r.synced {
 				continue
 			}
-			if r.held[key] {
+			if held {
 				later(r.heldUntil)
 				continue
 			}
 		}
-		if f, failed := r.failures[key]; failed && now.Before(f.next) {
-			later(f.next)
+		if failed.count > 0 && now.Before(failed.next) {
+			later(failed.next)
 			continue
 		}
-		if err := r.apply(c); err != nil {
-			later(r.failed(c, now, err))
+		err := r.apply(&c, *failed)
+		if _, failed = r.standing(&c); err == nil { // where the item stands now
+			*failed = failure{}
 			continue
 		}
-		delete(r.failures, key)
+		later(r.failed(failed, &c, now, err))
 	}
-	r.forget(changes)
 	return next
 }
 
-// forget drops failures and holds of keys that have nothing left to do.
-func (r *Reconciler) forget(changes []Change) {
-	if len(r.failures) == 0 && len(r.held) == 0 {
-		return
-	}
-	open, deleting := map[any]bool{}, map[any]bool{}
-	for _, c := range changes {
-		open[c.key()] = true
-		if c.deletes() {
-			deleting[c.key()] = true
+// standing is whether the change of a key is held, and what its last came to.
+func (r *Reconciler) standing(c *Change) (held bool, failed *failure) {
+	if c.Op == PutTunnel || c.Op == DeleteTunnel {
+		if it := r.tunnels.items[c.Tunnel.TunnelKey]; it != nil {
+			return it.held, &it.failed
 		}
+	} else if it := r.services.items[c.Service.ServiceKey]; it != nil {
+		return it.held, &it.failed
 	}
-	for k := range r.failures {
-		if !open[k] {
-			delete(r.failures, k)
-		}
-	}
-	for k := range r.held {
-		if !deleting[k] {
-			delete(r.held, k)
-		}
-	}
+	return false, new(failure) // nothing is left of it
 }
 
-func (r *Reconciler) failed(c Change, now time.Time, err error) time.Time {
-	f := r.failures[c.key()]
+func (r *Reconciler) failed(f *failure, c *Change, now time.Time, err error) time.Time {
 	if f.count++; f.count == 1 {
 		r.log.Error("dataplane refused a change; retrying", "change", c.String(), "err", err)
 	}
 	f.wait = min(max(2*f.wait, r.cfg.BackoffMin), r.cfg.BackoffMax)
 	f.next = now.Add(f.wait)
-	r.failures[c.key()] = f
 	return f.next
 }
 
 // apply makes one call and records what it did, or that it may have.
-func (r *Reconciler) apply(c Change) error {
-	if !c.deletes() && r.failures[c.key()].count >= deleteFirst {
-		d := c
+func (r *Reconciler) apply(c *Change, before failure) error {
+	if !c.deletes() && before.count >= deleteFirst {
+		d := *c
 		d.Op = map[Op]Op{PutTunnel: DeleteTunnel, PutService: DeleteService}[c.Op]
-		if err := r.apply(d); err != nil {
+		if err := r.apply(&d, before); err != nil {
 			return err
 		}
 	}
 	var err error
 	switch c.Op {
 	case PutTunnel:
+		k, has := c.Tunnel.TunnelKey, &c.Tunnel
 		if err = r.dp.PutTunnel(c.Tunnel); err != nil {
-			c.Tunnel = r.doubtTunnel(c.Tunnel.TunnelKey)
+			has = r.doubtTunnel(k)
 		}
-		r.have.Tunnels = upsert(r.have.Tunnels, c.Tunnel, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare)
+		r.tunnels.programmed(k, has)
 	case PutService:
+		k, has := c.Service.ServiceKey, r.services.items[c.Service.ServiceKey].want
 		if err = r.dp.PutService(c.Service); err != nil {
-			c.Service = r.doubtService(c.Service.ServiceKey)
+			has = r.doubtService(k)
 		}
-		r.have.Services = upsert(r.have.Services, c.Service, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare)
+		r.services.programmed(k, has)
 	case DeleteTunnel:
 		if err = r.dp.DeleteTunnel(c.Tunnel.TunnelKey); err == nil {
-			r.have.Tunnels = slices.DeleteFunc(r.have.Tunnels, func(t Tunnel) bool { return t.TunnelKey == c.Tunnel.TunnelKey })
+			r.tunnels.programmed(c.Tunnel.TunnelKey, nil)
 		}
 	case DeleteService:
 		if err = r.dp.DeleteService(c.Service.ServiceKey); err == nil {
-			r.have.Services = slices.DeleteFunc(r.have.Services, func(s Service) bool { return s.ServiceKey == c.Service.ServiceKey })
+			r.services.programmed(c.Service.ServiceKey, nil)
 		}
 	}
 	return err
@@ -228,27 +243,23 @@ func (r *Reconciler) apply(c Change) error {
 
 // doubtTunnel is what a key may hold after a Put that failed: the addresses and
 // prefixes it had, and a MAC that no tunnel can have, so that it equals nothing.
-func (r *Reconciler) doubtTunnel(key TunnelKey) Tunnel {
+func (r *Reconciler) doubtTunnel(key TunnelKey) *Tunnel {
 	t := Tunnel{TunnelKey: key}
-	for i := range r.have.Tunnels {
-		if r.have.Tunnels[i].TunnelKey == key {
-			t = r.have.Tunnels[i]
-		}
+	if it := r.tunnels.items[key]; it != nil && it.have != nil {
+		t = *it.have
 	}
 	t.MAC = frame.Broadcast
-	return t
+	return &t
 }
 
 // doubtService is the same for a service; no service has a negative affinity.
-func (r *Reconciler) doubtService(key ServiceKey) Service {
+func (r *Reconciler) doubtService(key ServiceKey) *Service {
 	s := Service{ServiceKey: key}
-	for i := range r.have.Services {
-		if r.have.Services[i].ServiceKey == key {
-			s = r.have.Services[i]
-		}
+	if it := r.services.items[key]; it != nil && it.have != nil {
+		s = *it.have
 	}
 	s.Affinity = -1
-	return s
+	return &s
 }
 
 func (c *Change) deletes() bool { return c.Op == DeleteTunnel || c.Op == DeleteService }
@@ -258,13 +269,4 @@ func (c *Change) key() any {
 		return c.Tunnel.TunnelKey
 	}
 	return c.Service.ServiceKey
-}
-
-func upsert[T, K any](list []T, item T, key func(T) K, compare func(K, K) int) []T {
-	i, found := slices.BinarySearchFunc(list, key(item), func(t T, k K) int { return compare(key(t), k) })
-	if found {
-		list[i] = item
-		return list
-	}
-	return slices.Insert(list, i, item)
 }

@@ -167,7 +167,8 @@ func (w *world) do(line, input string) string {
 			objs = append(objs, lease(word))
 		}
 		w.objects.Reset(objs, w.now)
-		w.rec.Sync(w.objects.State(), w.now)
+		w.rec.Want(w.objects.Delta())
+		w.rec.Sync(w.now)
 	case "pod":
 		w.objects.Put(podOf(w.t, f[1:]))
 	case "node":
@@ -203,7 +204,7 @@ func (w *world) do(line, input string) string {
 		return showServices(w.objects.State().Services) + w.problems()
 	case "step":
 		w.dp.calls = nil
-		w.rec.Want(w.objects.State())
+		w.rec.Want(w.objects.Delta())
 		next := w.rec.Step(w.now)
 		s := strings.Join(w.dp.calls, "\n")
 		if s != "" {
