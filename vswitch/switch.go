@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vswitch/internal/wire"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
@@ -64,6 +66,7 @@ func (f *facts) router(v6 bool) *wire.Addr {
 type Switch struct {
 	cfg     Config
 	start   time.Time
+	started time.Duration // what the machine's clock said at start
 	workers []*worker
 	// pollSlots is how many more workers may poll at this moment.
 	pollSlots atomic.Int32
@@ -92,7 +95,11 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.FIB == nil || cfg.Flows == nil || cfg.Services == nil {
 		return nil, errors.New("vswitch: FIB, Flows and Services must be given")
 	}
-	s := &Switch{cfg: cfg, start: time.Now(), held: cfg.Held}
+	var boot unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
+		return nil, fmt.Errorf("vswitch: clock_gettime: %w", err)
+	}
+	s := &Switch{cfg: cfg, start: time.Now(), started: time.Duration(boot.Nano()), held: cfg.Held}
 	if !cfg.NoPolling {
 		s.pollSlots.Store(int32(max(1, runtime.NumCPU()/2)))
 	}
@@ -113,9 +120,10 @@ func New(cfg Config) (*Switch, error) {
 // clock serves a whole wake-up.
 const tickLength = 100 * time.Millisecond
 
-// Tick is the switch's clock, in units of 100 ms since it began: what the flow
-// table's ages are counted in.
-func (s *Switch) Tick() uint32 { return uint32(time.Since(s.start) / tickLength) }
+// Tick is the clock that the flow table's ages are counted in: units of 100 ms since
+// the machine was started (CLOCK_BOOTTIME), modulo 2^32, so that they mean the
+// same to the process that maps the table after this one.
+func (s *Switch) Tick() uint32 { return uint32((s.started + time.Since(s.start)) / tickLength) }
 
 // Workers is the number of workers: how many queues every port must have.
 func (s *Switch) Workers() int { return len(s.workers) }

@@ -15,7 +15,7 @@ type admission struct {
 
 	live atomic.Int32 // records in use; changed under mu, read by anyone
 
-	mu     sync.Mutex // guards all below, and record.next
+	mu     sync.Mutex // guards all below, and the check word of free records
 	owners map[uint64]int32
 	free   uint32 // first free record that was used before, plus one; 0: none
 	fresh  uint32 // records from here on were never used
@@ -36,7 +36,7 @@ func (a *admission) reserve(owner uint64) (rec uint32, _ Result) {
 		return 0, OwnerFull
 	case a.free != 0:
 		rec = a.free - 1
-		a.free = a.records[rec].next
+		a.free = a.records[rec].check.Load()
 	case int(a.fresh) < len(a.records):
 		rec = a.fresh
 		a.fresh++
@@ -52,7 +52,7 @@ func (a *admission) reserve(owner uint64) (rec uint32, _ Result) {
 func (a *admission) giveBack(rec uint32, owner uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.records[rec].next = a.free
+	a.records[rec].check.Store(a.free)
 	a.free = rec + 1
 	if n := a.owners[owner]; n > 1 {
 		a.owners[owner] = n - 1
@@ -69,4 +69,18 @@ func (a *admission) used() uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.fresh
+}
+
+// restore makes the free list anew: of the first used records, those that are void.
+// It leaves the first of them on top.
+func (a *admission) restore(used uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fresh, a.free = used, 0
+	for rec := used; rec > 0; rec-- {
+		if r := &a.records[rec-1]; r.gen.Load()&1 == 0 {
+			r.check.Store(a.free)
+			a.free = rec
+		}
+	}
 }

@@ -2,8 +2,11 @@ package flow
 
 import (
 	"math/rand/v2"
+	"strconv"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vswitch/internal/wire"
 )
@@ -154,4 +157,32 @@ func BenchmarkExpireMillion(b *testing.B) {
 		table.Expire(2, benchConnections)
 	}
 	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/benchConnections/float64(time.Nanosecond), "ns/record")
+}
+
+// Open, with all that it makes anew, until the first lookup can be.
+func BenchmarkOpen(b *testing.B) {
+	for _, n := range []int{DefaultConnections, benchConnections} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			table := newTable(b, Config{Connections: n, PerOwner: n})
+			for i := range uint32(n) {
+				s := numbered(i)
+				s.Owner = uint64(i%110) + 1
+				table.Insert(s, wire.SYN, 1)
+			}
+			for b.Loop() {
+				fd, err := unix.FcntlInt(uintptr(table.FD()), unix.F_DUPFD_CLOEXEC, 3)
+				if err != nil {
+					b.Fatal(err)
+				}
+				opened, report, err := Open(fd, Config{PerOwner: n}, 1)
+				if err != nil || report.Kept != n {
+					b.Fatal(report, err)
+				}
+				b.StopTimer()
+				opened.Close()
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(n), "ns/connection")
+		})
+	}
 }

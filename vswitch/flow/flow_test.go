@@ -74,7 +74,7 @@ func TestBothDirectionsFindTheConnectionAndTheirRewrite(t *testing.T) {
 
 			hit, ok := lookup(table, orig, 1)
 			want := Hit{Ref: hit.Ref, Dir: Forward, Flags: ReplyToGateway, State: SynSent, Rewrite: tc.wantRewrite,
-				To: key(wire.ProtoTCP, tc.source, tc.pod), Endpoint: 77}
+				To: key(wire.ProtoTCP, tc.source, tc.pod)}
 			if !ok || hit != want {
 				t.Errorf("forward: %v %+v,\nwant %+v", ok, hit, want)
 			}
@@ -313,7 +313,7 @@ func TestAHitOfAnEndedConnectionChangesNothing(t *testing.T) {
 
 func TestShardsAreLockedInOneOrder(t *testing.T) {
 	table := newTable(t, Config{Connections: 4096})
-	low, high := uint64(1)<<(64-table.header.shardBits), uint64(3)<<(64-table.header.shardBits)
+	low, high := uint64(1)<<(64-table.shardBits), uint64(3)<<(64-table.shardBits)
 	for _, tc := range []struct {
 		name   string
 		a, b   uint64

@@ -21,7 +21,7 @@ type hashKey [8]uint64
 // chains precisely enough might learn about its key.
 func (t *Table) Hash(k *Key) uint64 {
 	src0, src1, dst0, dst1, ports := k.words()
-	key := &t.header.hashKey
+	key := &t.hashKey
 	hi1, lo1 := bits.Mul64(src0+key[0], src1+key[1])
 	hi2, lo2 := bits.Mul64(dst0+key[2], dst1+key[3])
 	hi3, lo3 := bits.Mul64(ports+key[4], key[5])

@@ -80,7 +80,7 @@ func (t *Table) insertLocked(s *Spec, orig, reply uint64, tcpFlags uint8, tick u
 	if result != Inserted {
 		return result, noRef
 	}
-	t.write(rec, s, tcpFlags, tick)
+	t.write(rec, s, orig, reply, tcpFlags, tick)
 	if !t.place(orig, rec, Forward) {
 		t.void(rec, s.Owner)
 		return TableFull, noRef
@@ -93,8 +93,9 @@ func (t *Table) insertLocked(s *Spec, orig, reply uint64, tcpFlags uint8, tick u
 	return Inserted, noRef
 }
 
-// write makes a reserved record a connection. No slot leads to it yet.
-func (t *Table) write(rec uint32, s *Spec, tcpFlags uint8, tick uint32) {
+// write makes a reserved record a connection. No slot leads to it yet. The
+// generation comes last: a writer that is killed before leaves a void record.
+func (t *Table) write(rec uint32, s *Spec, orig, reply uint64, tcpFlags uint8, tick uint32) {
 	r := &t.records[rec]
 	gen := r.gen.Load() + 1
 	r.seen.Store(tick)
@@ -110,6 +111,7 @@ func (t *Table) write(rec uint32, s *Spec, tcpFlags uint8, tick uint32) {
 		flags |= rewritten
 	}
 	r.flags.Store(flags)
+	r.check.Store(r.checkWord(&t.hashKey, orig, reply, gen))
 	for dir := range t.counters {
 		t.counters[dir][rec].frames.Store(0)
 		t.counters[dir][rec].bytes.Store(0)
@@ -144,62 +146,4 @@ func (t *Table) remove(ref uint64) bool {
 	t.unplace(hashReply, rec, Reply)
 	t.void(rec, r.owner.Load())
 	return true
-}
-
-// place puts an entry into the first chunk with room, from its home on; false
-// where its whole shard is full. The full chunks that it passes count it first, so
-// that no reader stops before it.
-func (t *Table) place(hash uint64, rec uint32, dir Direction) bool {
-	home, first, end := t.home(hash)
-	c := home
-	for range end - first {
-		if slot := t.chunks[c].slotOf(0); slot >= 0 {
-			t.countPassed(home, c, first, end, 1)
-			t.chunks[c].slots[slot].Store(slotWord(hash, rec, dir))
-			return true
-		}
-		if c++; c == end {
-			c = first
-		}
-	}
-	return false
-}
-
-// unplace takes an entry out again. It must be there.
-func (t *Table) unplace(hash uint64, rec uint32, dir Direction) {
-	home, first, end := t.home(hash)
-	word := slotWord(hash, rec, dir)
-	c := home
-	for range end - first {
-		if slot := t.chunks[c].slotOf(word); slot >= 0 {
-			t.chunks[c].slots[slot].Store(0)
-			t.countPassed(home, c, first, end, ^uint64(0))
-			return
-		}
-		if c++; c == end {
-			c = first
-		}
-	}
-	panic("flow: a connection is not in the index")
-}
-
-// slotOf is the slot that holds word, or -1.
-func (c *chunk) slotOf(word uint64) int {
-	for i := range c.slots {
-		if c.slots[i].Load() == word {
-			return i
-		}
-	}
-	return -1
-}
-
-// countPassed adds delta to the counts of the chunks from home up to, but not
-// with, until.
-func (t *Table) countPassed(home, until, first, end uint32, delta uint64) {
-	for c := home; c != until; {
-		t.chunks[c].passed.Add(delta)
-		if c++; c == end {
-			c = first
-		}
-	}
 }

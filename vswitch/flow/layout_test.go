@@ -3,8 +3,8 @@ package flow
 import (
 	"math"
 	"math/big"
+	"math/bits"
 	"math/rand/v2"
-	"strings"
 	"testing"
 	"unsafe"
 
@@ -12,8 +12,10 @@ import (
 )
 
 func TestAConnectionCostsAtMost192Bytes(t *testing.T) {
-	for _, n := range []int{100_000, DefaultConnections, 1_000_000, 3_000_000} {
-		if got := float64(planFor(n).bytes()) / float64(n); got > 192 {
+	for _, n := range []int{100_000, DefaultConnections, 1_000_000, MaxConnections} {
+		var x index
+		x.plan(n)
+		if got := float64(mappingBytes(n)+x.bytes()) / float64(n); got > 192 {
 			t.Errorf("%d connections: %.1f bytes each", n, got)
 		}
 	}
@@ -21,73 +23,54 @@ func TestAConnectionCostsAtMost192Bytes(t *testing.T) {
 
 func TestPartsLieApartAndAligned(t *testing.T) {
 	for _, n := range []int{1, 3, 1000, 1024, 100_001} {
-		p := planFor(n)
-		mem, release, err := allocate(p.bytes())
+		m, err := newMapping(mappingBytes(n))
 		if err != nil {
 			t.Fatal(err)
 		}
-		format(mem, p)
-		l, err := attach(mem)
+		format(m.mem, n)
+		l, err := attach(m.mem)
 		if err != nil {
 			t.Fatal(err)
 		}
-		base := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(m.mem)))
 		ends := []struct {
 			name       string
 			start, end uintptr
 		}{
-			{"index", uintptr(unsafe.Pointer(&l.chunks[0])), uintptr(unsafe.Pointer(&l.chunks[len(l.chunks)-1])) + 64},
 			{"records", uintptr(unsafe.Pointer(&l.records[0])), uintptr(unsafe.Pointer(&l.records[n-1])) + 128},
 			{"forward counters", uintptr(unsafe.Pointer(&l.counters[0][0])), uintptr(unsafe.Pointer(&l.counters[0][n-1])) + 16},
 			{"reply counters", uintptr(unsafe.Pointer(&l.counters[1][0])), uintptr(unsafe.Pointer(&l.counters[1][n-1])) + 16},
 		}
 		at := base + headerBytes
 		for _, part := range ends {
-			if part.start < at {
-				t.Errorf("%d connections: %s begin at %d, before %d", n, part.name, part.start-base, at-base)
+			if part.start != at {
+				t.Errorf("%d connections: %s begin at %d, want %d", n, part.name, part.start-base, at-base)
 			}
 			at = part.end
 		}
-		if at != base+uintptr(len(mem)) {
-			t.Errorf("%d connections: parts end at %d of %d", n, at-base, len(mem))
+		if at != base+uintptr(len(m.mem)) {
+			t.Errorf("%d connections: parts end at %d of %d", n, at-base, len(m.mem))
 		}
-		if base%128 != 0 || ends[1].start%128 != 0 {
-			t.Errorf("%d connections: records at %#x", n, ends[1].start)
+		if ends[0].start%128 != 0 {
+			t.Errorf("%d connections: records at %#x", n, ends[0].start)
 		}
-		if err := release(); err != nil {
+		if err := m.release(); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-func TestAttachRefusesWhatIsNotATable(t *testing.T) {
-	p := planFor(100)
-	for _, tc := range []struct {
-		name   string
-		damage func(mem []byte) []byte
-		want   string
-	}{
-		{"no header", func(m []byte) []byte { return m[:100] }, "has no header"},
-		{"zeros", func(m []byte) []byte { clear(m); return m }, "not a flow table"},
-		{"another version", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).version++; return m }, "layout version 2, want 1"},
-		{"too short", func(m []byte) []byte { return m[:len(m)-128] }, "disagree"},
-		{"too many records", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).records = math.MaxUint32; return m }, "disagree"},
-		{"no chunks", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).shardChunks = 0; return m }, "disagree"},
-		{"too many shards", func(m []byte) []byte { (*header)(unsafe.Pointer(&m[0])).shardBits = 60; return m }, "disagree"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			mem, release, err := allocate(p.bytes())
-			if err != nil {
-				t.Fatal(err)
-			}
-			format(mem, p)
-			if _, err := attach(tc.damage(mem)); err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("got %v, want an error with %q", err, tc.want)
-			}
-			if err := release(); err != nil {
-				t.Error(err)
-			}
-		})
+// A slot has room for a tag, whatever the table's size.
+func TestASlotHoldsTheHighestRecord(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 4, 5, 1 << 10, 1<<20 + 1, MaxConnections} {
+		var x index
+		x.plan(n)
+		const hash = 0x1234_5678_9abc_def1
+		tag, mask := x.tag(hash)
+		word := x.slotWord(hash, uint32(n-1), Reply)
+		if word&mask != tag || word&^mask>>1 != uint32(n-1) || word&1 != 1 || tag>>31 != 1 || bits.OnesCount32(mask) < 7 {
+			t.Errorf("%d connections: slot %#x, tag %#x in %#x", n, word, tag, mask)
+		}
 	}
 }
 
@@ -108,7 +91,7 @@ func TestRegularTuplesSpreadEvenly(t *testing.T) {
 			const n = 1 << 16
 			table := newTable(t, Config{Connections: 4000})
 			counts := make([]float64, len(table.chunks))
-			tags := map[uint64]bool{}
+			tags := map[uint32]bool{}
 			for i := range uint32(n) {
 				k := shape(i)
 				h := table.Hash(&k)
@@ -117,7 +100,7 @@ func TestRegularTuplesSpreadEvenly(t *testing.T) {
 					t.Fatalf("home of %#x: chunk %d of shard [%d, %d)", h, c, first, end)
 				}
 				counts[c]++
-				tags[slotTag(h)] = true
+				tags[uint32(h)] = true
 			}
 			mean, chi2 := n/float64(len(counts)), 0.0
 			for _, c := range counts {
@@ -127,7 +110,7 @@ func TestRegularTuplesSpreadEvenly(t *testing.T) {
 			if free := float64(len(counts) - 1); math.Abs(chi2-free) > 6*math.Sqrt(2*free) {
 				t.Errorf("chi-square %.0f over %d chunks", chi2, len(counts))
 			}
-			if len(tags) < n-20 { // 2^32/2^32 = 1 collision of 31 bits expected
+			if len(tags) < n-20 { // half a collision of 32 bits expected
 				t.Errorf("%d different tags of %d", len(tags), n)
 			}
 		})
@@ -147,7 +130,7 @@ func TestHashIsNH(t *testing.T) {
 			k.Src[i] = byte(r.Uint32())
 		}
 		src0, src1, dst0, dst1, ports := k.words()
-		key, m := table.header.hashKey, [6]uint64{src0, src1, dst0, dst1, ports, 0}
+		key, m := table.hashKey, [6]uint64{src0, src1, dst0, dst1, ports, 0}
 		sum := new(big.Int)
 		for i := 0; i < len(m); i += 2 {
 			a := new(big.Int).Add(word(m[i]), word(key[i]))
@@ -185,7 +168,7 @@ func TestWarmGuessesTheRecordThatLookupFinds(t *testing.T) {
 	for i := range uint32(n) {
 		c, _, _ := table.home(hashes[i])
 		hit, _ := lookup(table, numbered(i).Reply, 1)
-		if table.chunks[c].guess(slotTag(hashes[i])) == uint32(hit.Ref)<<1|uint32(hit.Dir) {
+		if table.chunks[c].guess(table.tag(hashes[i])) == uint32(hit.Ref)<<1|uint32(hit.Dir) {
 			right++
 		}
 	}

@@ -30,13 +30,12 @@ const (
 // Hit is what a lookup found. It stays true only as of the lookup: the
 // connection may end at any time, and Ref then fits none.
 type Hit struct {
-	Ref      uint64 // record and generation, for Track
-	Dir      Direction
-	Flags    Flags
-	State    State
-	Rewrite  bool // To is not the tuple the packet came with
-	To       Key  // tuple the packet leaves with
-	Endpoint uint64
+	Ref     uint64 // record and generation, for Track
+	Dir     Direction
+	Flags   Flags
+	State   State
+	Rewrite bool // To is not the tuple the packet came with
+	To      Key  // tuple the packet leaves with
 }
 
 // ToGateway reports whether packets of the hit's direction go to the gateway.
@@ -79,16 +78,16 @@ func (t *Table) Lookup(k *Key, hash uint64, tick uint32, hit *Hit) bool {
 
 func (t *Table) find(k *Key, hash uint64, hit *Hit) *record {
 	src0, src1, dst0, dst1, ports := k.words()
-	tag := slotTag(hash)
+	tag, mask := t.tag(hash)
 	c, first, end := t.home(hash)
 	for range end - first {
 		ch := &t.chunks[c]
 		for i := range ch.slots {
 			s := ch.slots[i].Load()
-			if s>>32 != tag {
+			if (s^tag)&mask != 0 {
 				continue
 			}
-			rec, dir := uint32(s)>>1, Direction(s&1)
+			rec, dir := s&^mask>>1, Direction(s&1)
 			r := &t.records[rec]
 			gen := r.gen.Load()
 			if gen&1 == 1 && r.keys[dir].is(src0, src1, dst0, dst1, ports) && r.fill(hit, rec, dir, gen) {
@@ -114,7 +113,6 @@ func (r *record) fill(hit *Hit, rec uint32, dir Direction, gen uint64) bool {
 	hit.Flags = Flags(flags)
 	hit.State = State(r.state.Load())
 	hit.Rewrite = flags&rewritten != 0
-	hit.Endpoint = r.endpoint.Load()
 	r.keys[dir^1].loadReversed(&hit.To)
 	return r.gen.Load() == gen
 }
@@ -140,36 +138,42 @@ func (t *Table) Warm(hashes []uint64) {
 }
 
 func (t *Table) warm(hashes []uint64) {
-	var found [warmBatch]uint32 // record and direction, as in a slot
+	// Addresses first, then nothing but reads: the fewer instructions lie between
+	// them, the more of them are under way at once.
+	var chunks [warmBatch]*chunk
+	var records [warmBatch]*record
+	var counters [warmBatch]*counter
 	for len(hashes) > 0 {
 		n := min(len(hashes), warmBatch)
-		for _, h := range hashes[:n] {
-			c, _, _ := t.home(h)
-			t.chunks[c].passed.Load()
-		}
 		for i, h := range hashes[:n] {
 			c, _, _ := t.home(h)
-			found[i] = t.chunks[c].guess(slotTag(h))
+			chunks[i] = &t.chunks[c]
 		}
-		for _, f := range found[:n] {
-			r := &t.records[f>>1]
+		for _, c := range chunks[:n] {
+			c.passed.Load()
+		}
+		for i, h := range hashes[:n] {
+			found := chunks[i].guess(t.tag(h))
+			records[i], counters[i] = &t.records[found>>1], &t.counters[found&1][found>>1]
+		}
+		for i, r := range records[:n] {
 			r.gen.Load()   // the record's first line
-			r.flags.Load() // and its second
-			t.counters[f&1][f>>1].frames.Load()
+			r.owner.Load() // and its second
+			counters[i].frames.Load()
 		}
 		hashes = hashes[n:]
 	}
 }
 
-// guess is the low half of a slot with this tag, or zero. It has no branch that
+// guess is the record and direction of a slot with this tag, or zero. It has no branch that
 // depends on a slot: a wrong guess of the processor's would end its reading ahead.
-func (c *chunk) guess(tag uint64) (low uint32) {
+func (c *chunk) guess(tag, mask uint32) (found uint32) {
 	for i := range c.slots {
 		s := c.slots[i].Load()
-		same := uint32(((s>>32 ^ tag) - 1) >> 32) // all ones where equal, else zero
-		low = low&^same | uint32(s)&same
+		same := uint32((uint64((s^tag)&mask) - 1) >> 32) // all ones where equal, else zero
+		found = found&^same | s&same
 	}
-	return low
+	return found &^ mask
 }
 
 // Track counts frames of a hit and moves the connection's protocol state by

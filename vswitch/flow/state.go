@@ -81,6 +81,21 @@ func first(proto, tcpFlags uint8) State {
 	return Other
 }
 
+// of reports whether a connection of this protocol can be in state s.
+func (s State) of(proto uint8) bool {
+	switch proto {
+	case wire.ProtoTCP:
+		return s <= Closed
+	case wire.ProtoUDP:
+		return s >= UDPSingle && s <= UDPStream
+	case wire.ProtoSCTP:
+		return s == SCTPSingle || s == SCTPReplied
+	case wire.ProtoICMP, wire.ProtoICMPv6:
+		return s == Echo
+	}
+	return s == Other
+}
+
 // next is the state after a packet in direction dir.
 func next(s State, dir Direction, tcpFlags uint8, ageTicks uint32) State {
 	if s <= Closed {

@@ -94,82 +94,101 @@ func randomSpec(r *rand.Rand) *Spec {
 	return s
 }
 
+func newTwin(table *Table, cfg Config) *twin {
+	return &twin{cap: cfg.Connections, perOwner: cfg.PerOwner, idle: table.idleTicks, byKey: map[Key]*twinFlow{}, flows: map[*twinFlow]bool{}}
+}
+
+// step does the same random things with a table and its twin, n times, and gives
+// what Insert answered.
+func (w *twin) step(t *testing.T, table *Table, r *rand.Rand, tick *uint32, n int) (seen [len(resultNames)]int) {
+	t.Helper()
+	for range n {
+		s := randomSpec(r)
+		flags := uint8(r.IntN(32))
+		if r.IntN(20) == 0 {
+			*tick += r.Uint32N(200)
+		}
+		switch n := r.IntN(100); {
+		case n < 40:
+			got, want := table.Insert(s, flags, *tick), w.insert(s, flags, *tick)
+			if got != want {
+				t.Fatalf("Insert = %v, want %v", got, want)
+			}
+			seen[got]++
+		case n < 97:
+			w.lookup(t, table, s.Orig, flags, *tick)
+		case n < 99:
+			expired := 0
+			for f := range w.flows {
+				if w.expired(f, *tick) {
+					w.remove(f)
+					expired++
+				}
+			}
+			if got := table.Expire(*tick, w.cap); got != expired {
+				t.Fatalf("Expire = %d, want %d", got, expired)
+			}
+		default:
+			deleted := 0
+			for f := range w.flows {
+				if f.Owner == s.Owner {
+					w.remove(f)
+					deleted++
+				}
+			}
+			if got := table.DeleteFunc(func(i *Info) bool { return i.Owner == s.Owner }); got != deleted {
+				t.Fatalf("DeleteFunc = %d, want %d", got, deleted)
+			}
+		}
+	}
+	return seen
+}
+
+// lookup looks k up in both and tracks a packet of what they find.
+func (w *twin) lookup(t *testing.T, table *Table, k Key, flags uint8, tick uint32) {
+	t.Helper()
+	var hit Hit
+	ok := table.Lookup(&k, table.Hash(&k), tick, &hit)
+	f, dir := w.find(k)
+	if ok != (f != nil) {
+		t.Fatalf("Lookup = %v, want %v", ok, f != nil)
+	}
+	if !ok {
+		return
+	}
+	to := f.Reply.Reverse()
+	if dir == Reply {
+		to = f.Orig.Reverse()
+	}
+	want := Hit{Ref: hit.Ref, Dir: dir, Flags: f.Flags, State: f.state, Rewrite: f.Reply != f.Orig.Reverse(), To: to}
+	if hit != want {
+		t.Fatalf("got %+v\nwant %+v", hit, want)
+	}
+	table.Track(&hit, flags, 1, 0, tick)
+	f.seen, f.state = tick, next(f.state, dir, flags, tick-f.born)
+	f.frames[dir]++
+}
+
 func TestTableEqualsItsTwinUnderRandomOperations(t *testing.T) {
-	seen := map[Result]int{}
+	var seen [len(resultNames)]int
 	for seed := range uint64(8) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		cfg := Config{Connections: 40, PerOwner: 15}
 		table := newTable(t, cfg)
-		want := &twin{cap: 40, perOwner: 15, idle: table.idleTicks, byKey: map[Key]*twinFlow{}, flows: map[*twinFlow]bool{}}
+		want := newTwin(table, cfg)
 		tick := uint32(1<<32 - 5000)
-		for step := range 30000 {
-			s := randomSpec(r)
-			flags := uint8(r.IntN(32))
-			if r.IntN(20) == 0 {
-				tick += r.Uint32N(200)
+		for range 60 {
+			for result, n := range want.step(t, table, r, &tick, 500) {
+				seen[result] += n
 			}
-			switch n := r.IntN(100); {
-			case n < 40:
-				got, want := table.Insert(s, flags, tick), want.insert(s, flags, tick)
-				if got != want {
-					t.Fatalf("seed %d step %d: Insert = %v, want %v", seed, step, got, want)
-				}
-				seen[got]++
-			case n < 97:
-				var hit Hit
-				ok := table.Lookup(&s.Orig, table.Hash(&s.Orig), tick, &hit)
-				f, dir := want.find(s.Orig)
-				if ok != (f != nil) {
-					t.Fatalf("seed %d step %d: Lookup = %v, want %v", seed, step, ok, f != nil)
-				}
-				if !ok {
-					break
-				}
-				to := f.Reply.Reverse()
-				if dir == Reply {
-					to = f.Orig.Reverse()
-				}
-				wantHit := Hit{Ref: hit.Ref, Dir: dir, Flags: f.Flags, State: f.state,
-					Rewrite: f.Reply != f.Orig.Reverse(), To: to, Endpoint: f.Endpoint}
-				if hit != wantHit {
-					t.Fatalf("seed %d step %d: got %+v\nwant %+v", seed, step, hit, wantHit)
-				}
-				table.Track(&hit, flags, 1, 0, tick)
-				f.seen, f.state = tick, next(f.state, dir, flags, tick-f.born)
-				f.frames[dir]++
-			case n < 99:
-				expired := 0
-				for f := range want.flows {
-					if want.expired(f, tick) {
-						want.remove(f)
-						expired++
-					}
-				}
-				if got := table.Expire(tick, cfg.Connections); got != expired {
-					t.Fatalf("seed %d step %d: Expire = %d, want %d", seed, step, got, expired)
-				}
-			default:
-				deleted := 0
-				for f := range want.flows {
-					if f.Owner == s.Owner {
-						want.remove(f)
-						deleted++
-					}
-				}
-				if got := table.DeleteFunc(func(i *Info) bool { return i.Owner == s.Owner }); got != deleted {
-					t.Fatalf("seed %d step %d: DeleteFunc = %d, want %d", seed, step, got, deleted)
-				}
-			}
-			if step%500 == 0 {
-				compare(t, table, want)
-			}
+			compare(t, table, want)
 		}
 		table.DeleteFunc(func(*Info) bool { return true })
 		checkEmpty(t, table)
 	}
-	for _, r := range []Result{Inserted, Exists, ReplyTaken, TableFull, OwnerFull} {
-		if seen[r] < 100 {
-			t.Errorf("%v came up %d times only: the test does not try it", r, seen[r])
+	for result, n := range seen {
+		if n < 100 {
+			t.Errorf("%v came up %d times only: the test does not try it", Result(result), n)
 		}
 	}
 }
