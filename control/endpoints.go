@@ -90,7 +90,7 @@ func (o *Objects) podCandidates(pod *corev1.Pod, s *corev1.ServiceSpec, port uin
 		add(candidate{
 			Endpoint: Endpoint{
 				Addr: a, Port: port, Node: pod.Spec.NodeName,
-				ID:    identity(string(pod.UID), pod.Annotations[AnnotationContainerID]),
+				ID:    PodIdentity(pod),
 				Ready: s.PublishNotReadyAddresses || serving && !terminating, Serving: serving, Terminating: terminating,
 			},
 			hints:   o.hintsFor(s, pod.Spec.NodeName),
@@ -199,6 +199,11 @@ func slicePort(s *discoveryv1.EndpointSlice, name string, proto Protocol) (uint1
 // true where not given, terminating false.
 func sliceConditions(c *discoveryv1.EndpointConditions) (ready, serving, terminating bool) {
 	return c.Ready == nil || *c.Ready, c.Serving == nil || *c.Serving, c.Terminating != nil && *c.Terminating
+}
+
+// PodIdentity tells a pod from every other, one of the same name and address too.
+func PodIdentity(p *corev1.Pod) uint64 {
+	return identity(string(p.UID), p.Annotations[AnnotationContainerID])
 }
 
 // identity is a number for who is behind an address, never 0: FNV-1a of the parts,

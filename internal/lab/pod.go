@@ -20,11 +20,21 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 )
 
+// PortMapping is a port of the host as CNI's conventions write it.
+type PortMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
 // PodSpec describes a pod to make. The zero value will do.
 type PodSpec struct {
 	// Namespace and Name in Kubernetes' sense; empty: "default" and the container's name.
 	Namespace, Name string
 	Labels          map[string]string
+	// Ports of the host that lead to the pod, by the portMappings capability.
+	Ports []PortMapping
 	// Interface in the pod; empty: eth0.
 	Interface string
 	// CNIVersion of the network configuration; empty: 1.1.0.
@@ -157,6 +167,9 @@ func (n *Node) NetworkConfig(spec PodSpec) (*libcni.NetworkConfigList, error) {
 	if spec.Offload != "" {
 		plugin["offload"] = spec.Offload
 	}
+	if len(spec.Ports) > 0 {
+		plugin["capabilities"] = map[string]bool{"portMappings": true}
+	}
 	if len(args) > 0 {
 		plugin["args"] = map[string]any{"cni": args}
 	}
@@ -172,7 +185,7 @@ func (n *Node) NetworkConfig(spec PodSpec) (*libcni.NetworkConfigList, error) {
 }
 
 func (p *Pod) runtime() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{
+	r := &libcni.RuntimeConf{
 		ContainerID: p.ContainerID,
 		NetNS:       p.Path,
 		IfName:      p.Spec.Interface,
@@ -183,6 +196,10 @@ func (p *Pod) runtime() *libcni.RuntimeConf {
 			{"K8S_POD_INFRA_CONTAINER_ID", p.ContainerID},
 		},
 	}
+	if len(p.Spec.Ports) > 0 {
+		r.CapabilityArgs = map[string]any{"portMappings": p.Spec.Ports}
+	}
+	return r
 }
 
 // CNI is the node's container runtime, as far as networks go.

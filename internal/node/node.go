@@ -85,6 +85,7 @@ type node struct {
 
 	fds         fdstore.Store   // openKeeper
 	attachments *attach.Manager // openAttachments
+	hostPorts   *hostPorts
 
 	claim control.Claim // holdClaim
 	pool  *ipam.Pool    // startForwarding

@@ -77,14 +77,19 @@ func (n *node) openController() error {
 }
 
 func (n *node) openAttachments() error {
-	var err error
-	n.attachments, err = attach.New(attach.Config{
+	n.hostPorts = &hostPorts{identity: func(a *attach.Attachment) uint64 { return control.PodIdentity(n.attachments.Record(a)) }}
+	c := attach.Config{
 		Node: n.cfg.Node, Ports: n.ports, Routes: n.fib, Publisher: n.store, FDs: n.fds,
 		OpenQueue: func(fd int, f tap.Features) (vswitch.Queue, error) { return tap.NewQueue(fd, f) },
 		Forget:    n.dataplane.forgetPod,
 		Records:   &attach.File{Path: n.state.file(attachmentsFile), BootID: n.bootID},
 		MTUBytes:  n.mtuBytes, Queues: n.cfg.Workers, Timeout: apiv1.PendingTimeout, Log: n.log,
-	})
+	}
+	if n.cfg.HostPorts {
+		c.HostPorts = n.hostPorts
+	}
+	var err error
+	n.attachments, err = attach.New(c)
 	return err
 }
 
@@ -219,6 +224,7 @@ func (n *node) startForwarding() error {
 	n.onClose(g.Close) // while the switch still carries its resets to pods
 	n.onClose(n.stopTasks)
 	n.ports.serve(sw)
+	n.hostPorts.serve(g)
 	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts})
 	n.start("flow expiry", n.expireFlows)
 	n.start("dead ports", n.mourn)
