@@ -82,7 +82,7 @@ spec: {externalTrafficPolicy: Local, internalTrafficPolicy: Local, selector: {ti
 	rapid.Check(t, func(rt *rapid.T) {
 		set := NewObjects(self)
 		model := map[Key]Object{}
-		var told State // what the deltas came to
+		var told State                     // what the deltas came to
 		if rapid.Bool().Draw(rt, "full") { // begin with much of what can be
 			for i, o := range services {
 				if i%2 == 0 {
