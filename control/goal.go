@@ -14,6 +14,7 @@ type goal[K comparable, V any, C comparable] struct {
 	pending map[K]*item[V] // where have and want differ
 	wanted  map[C]K        // by whom something is wanted that only one can have
 	have    int            // how many items are programmed
+	most    int            // that were pending at once since pending was made
 
 	claims  func(*V, func(C) bool)
 	equal   func(a, b *V) bool
@@ -100,6 +101,10 @@ func (g *goal[K, V, C]) look(k K, it *item[V]) {
 		delete(g.pending, k)
 	default:
 		g.pending[k] = it
+		g.most = max(g.most, len(g.pending))
+	}
+	if len(g.pending) == 0 && g.most > keptRoom { // walking a map costs what it once held
+		g.pending, g.most = map[K]*item[V]{}, 0
 	}
 }
 
