@@ -36,7 +36,8 @@ type dataplane struct {
 	mu       sync.Mutex // guards all below
 	members  map[control.TunnelKey]*peer
 	prefixes map[netip.Prefix]uint32 // by whom each is routed now
-	hosts    map[netip.Addr]int      // how many members have an underlay address
+	hosts    map[netip.Addr]int      // how many nodes have an underlay address, this one among them
+	vips     map[netip.Addr]int      // how many service ports have an outside address
 	services map[control.ServiceKey]control.Service
 }
 
@@ -63,11 +64,15 @@ type peer struct {
 
 var _ control.Dataplane = (*dataplane)(nil)
 
-func newDataplane(node string, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
+// newDataplane makes the dataplane of a node at the underlay addresses given.
+func newDataplane(node string, underlays []netip.Addr, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
 	d := &dataplane{
 		node: node, fib: f, flows: flows, tunnel: t,
 		members: map[control.TunnelKey]*peer{}, prefixes: map[netip.Prefix]uint32{},
-		hosts: map[netip.Addr]int{}, services: map[control.ServiceKey]control.Service{},
+		hosts: map[netip.Addr]int{}, vips: map[netip.Addr]int{}, services: map[control.ServiceKey]control.Service{},
+	}
+	for _, a := range underlays {
+		d.host(a) // another node may be behind it and go, or a service be served at it
 	}
 	d.forgetting = newForgetting(flows, d.isNode)
 	return d
@@ -162,8 +167,9 @@ func (d *dataplane) unroute(p *peer, keep []netip.Prefix) {
 	}
 }
 
-// host and unhost count the members at an underlay address: several can live
-// behind one.
+// host and unhost count the nodes at an underlay address: several can live behind
+// one. A service may be served there too; the address stays the node's, whose
+// other ports are no business of the gateway's.
 func (d *dataplane) host(a netip.Addr) {
 	if d.hosts[a]++; d.hosts[a] == 1 {
 		d.fib.SetHost(a, fib.NextHop{Kind: fib.Node})
@@ -171,10 +177,38 @@ func (d *dataplane) host(a netip.Addr) {
 }
 
 func (d *dataplane) unhost(a netip.Addr) {
-	if d.hosts[a]--; d.hosts[a] == 0 {
-		delete(d.hosts, a)
+	if d.hosts[a]--; d.hosts[a] > 0 {
+		return
+	}
+	delete(d.hosts, a)
+	if d.vips[a] > 0 {
+		d.fib.SetHost(a, fib.NextHop{Kind: fib.VIP})
+	} else {
 		d.fib.DeleteHost(a)
 	}
+}
+
+// serveAt and unserveAt count the service ports at an outside address: it leads to
+// the gateway as long as there is one, unless it is a node's.
+func (d *dataplane) serveAt(a netip.Addr) {
+	if d.vips[a]++; d.vips[a] == 1 && d.hosts[a] == 0 {
+		d.fib.SetHost(a, fib.NextHop{Kind: fib.VIP})
+	}
+}
+
+func (d *dataplane) unserveAt(a netip.Addr) {
+	if d.vips[a]--; d.vips[a] > 0 {
+		return
+	}
+	delete(d.vips, a)
+	if d.hosts[a] == 0 {
+		d.fib.DeleteHost(a)
+	}
+}
+
+// outsideAddrs are the addresses of a service port that no prefix leads to the gateway.
+func outsideAddrs(s *control.Service) []netip.Addr {
+	return slices.Concat(s.LoadBalancerIPs, s.ExternalIPs)
 }
 
 // isNode reports whether a belongs to a node of the cluster. It takes no lock.
@@ -231,6 +265,14 @@ func (d *dataplane) PutService(s control.Service) error {
 		d.services[s.ServiceKey] = old
 	case err != nil:
 		delete(d.services, s.ServiceKey)
+	default:
+		// The gateway knows an address before packets come, and as long as they do.
+		for _, a := range outsideAddrs(&s) {
+			d.serveAt(a)
+		}
+		for _, a := range outsideAddrs(&old) {
+			d.unserveAt(a)
+		}
 	}
 	return err
 }
@@ -239,11 +281,19 @@ func (d *dataplane) PutService(s control.Service) error {
 func (d *dataplane) DeleteService(k control.ServiceKey) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, ok := d.services[k]; !ok {
+	s, ok := d.services[k]
+	if !ok {
 		return nil
 	}
 	delete(d.services, k)
-	return d.programService(k)
+	if err := d.programService(k); err != nil {
+		d.services[k] = s
+		return err
+	}
+	for _, a := range outsideAddrs(&s) {
+		d.unserveAt(a)
+	}
+	return nil
 }
 
 // programService gives the gateway what both families of a service port make

@@ -98,7 +98,7 @@ func newBench(t *testing.T) *bench {
 	}
 	t.Cleanup(func() { flows.Close() })
 	b := &bench{peers: &peers{byID: map[uint32]vxlan.Peer{}}, facts: &facts{}}
-	b.dataplane = newDataplane("a", fib.New(), flows, b.peers)
+	b.dataplane = newDataplane("a", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, fib.New(), flows, b.peers)
 	b.table = &table{services: map[gateway.ServiceKey]gateway.Service{}, gone: b.endpointGone}
 	b.serve(b.table, b.facts, vswitch.Facts{TunnelPorts: []uint16{8472}})
 	return b
@@ -195,6 +195,52 @@ func TestPrefixThatWentToAnotherNodeStaysThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.wantRoutes(t, map[string]string{"10.244.1.7": "peer c"})
+}
+
+// Outside addresses lead to the gateway as long as a service port has them, unless
+// they are nodes'.
+func TestOutsideAddressesLeadToTheGateway(t *testing.T) {
+	b := newBench(t)
+	web, other := service(false, "10.96.0.10", control.TCP), service(false, "10.96.0.11", control.TCP)
+	other.Name, other.NodePort = "other", 0
+	web.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
+	web.ExternalIPs = []netip.Addr{netip.MustParseAddr("198.51.100.2")}
+	other.ExternalIPs = []netip.Addr{netip.MustParseAddr("198.51.100.1")} // at another port
+	put := func(s control.Service) {
+		t.Helper()
+		if err := b.PutService(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(web)
+	put(web) // again is not twice
+	put(other)
+	b.wantRoutes(t, map[string]string{"198.51.100.1": "vip", "198.51.100.2": "vip", "192.0.2.1": "node", "192.0.2.2": "vip"})
+	b.put(t, tunnel("b", "192.0.2.2"))
+	b.put(t, tunnel("c", "192.0.2.1")) // behind this node's own address
+	b.wantRoutes(t, map[string]string{"192.0.2.1": "node", "192.0.2.2": "node"})
+
+	web.LoadBalancerIPs = web.LoadBalancerIPs[2:]
+	put(web)
+	b.wantRoutes(t, map[string]string{"198.51.100.1": "vip", "198.51.100.2": "vip", "192.0.2.1": "node"})
+	b.table.err = errors.New("not now")
+	if err := b.DeleteService(web.ServiceKey); err == nil {
+		t.Error("no error")
+	}
+	b.wantRoutes(t, map[string]string{"198.51.100.2": "vip"})
+	b.table.err = nil
+	for _, node := range []string{"b", "c"} {
+		if err := b.DeleteTunnel(control.TunnelKey{Node: node, Device: "vxlan"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.wantRoutes(t, map[string]string{"192.0.2.1": "node", "192.0.2.2": "vip"})
+	for _, s := range []control.Service{web, other} {
+		if err := b.DeleteService(s.ServiceKey); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.wantRoutes(t, map[string]string{"198.51.100.1": "none", "198.51.100.2": "none", "192.0.2.1": "node", "192.0.2.2": "none"})
 }
 
 func service(v6 bool, vip string, proto control.Protocol, endpoints ...control.Endpoint) control.Service {

@@ -240,7 +240,7 @@ func (n *node) openTunnel() error {
 		Underlays: n.cfg.Underlay, UDPPorts: n.tunnel.Ports(), VNI: vxlan.DefaultVNI, VTEPMAC: mac,
 		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI), Zone: n.cfg.Zone,
 	}
-	n.dataplane = newDataplane(n.cfg.Node, n.fib, n.flows, n.tunnel)
+	n.dataplane = newDataplane(n.cfg.Node, n.cfg.Underlay, n.fib, n.flows, n.tunnel)
 	n.ports = newCountedPorts()
 	return nil
 }

@@ -125,7 +125,7 @@ func startCluster(b *testing.B, save func([]control.Object) error) *cluster {
 		b.Fatal(err)
 	}
 	f := fib.New()
-	dp := newDataplane("node-0", f, flows, &peers{})
+	dp := newDataplane("node-0", nil, f, flows, &peers{})
 	g, err := gateway.New(gateway.Config{
 		Queues: 1, MTUBytes: 1450, MAC: vswitch.GatewayMAC, Routers: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 		Cluster: []netip.Prefix{netip.MustParsePrefix(clusterRange)}, Service: []netip.Prefix{netip.MustParsePrefix(serviceRange)},
