@@ -10,6 +10,23 @@ import (
 // hostResolvers is where the host says whom to ask (resolv.conf(5)).
 const hostResolvers = "/etc/resolv.conf"
 
+// followResolvers finds out whom to ask for names that are not the cluster's.
+func (n *node) followResolvers() {
+	c := &n.cfg.DNS
+	if len(c.Upstream) > 0 {
+		n.resolvers = func() []netip.AddrPort { return c.Upstream }
+		return
+	}
+	n.resolvers = dns.NewResolvConf(hostResolvers, c.Addrs, n.log).Servers
+}
+
+// isNameServer reports whether pods' questions go to an address, by way of this
+// node's own server or without it.
+func (n *node) isNameServer(a netip.Addr) bool {
+	return slices.Contains(n.cfg.DNS.Addrs, a) ||
+		slices.ContainsFunc(n.resolvers(), func(r netip.AddrPort) bool { return r.Addr() == a })
+}
+
 // openDNS makes the server for pods' questions, nil if there is to be none. Its
 // names are the controller's; the gateway gives it its questions.
 func (n *node) openDNS() (*dns.Server, error) {
@@ -17,11 +34,7 @@ func (n *node) openDNS() (*dns.Server, error) {
 	if len(c.Addrs) == 0 {
 		return nil, nil
 	}
-	resolvers := func() []netip.AddrPort { return c.Upstream }
-	if len(c.Upstream) == 0 {
-		resolvers = dns.NewResolvConf(hostResolvers, c.Addrs, n.log).Servers
-	}
-	forward := dns.NewForwarder(dns.ForwarderConfig{Resolvers: resolvers, Log: n.log})
+	forward := dns.NewForwarder(dns.ForwarderConfig{Resolvers: n.resolvers, Log: n.log})
 	n.onClose(func() error { forward.Close(); return nil })
 	return dns.New(dns.Config{
 		Domain: c.Domain, Zone: n.controller.Names(), Forward: forward,

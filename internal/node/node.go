@@ -81,7 +81,8 @@ type node struct {
 	ports     *countedPorts
 
 	store      *etcd.Store         // openStore
-	controller *control.Controller // openController
+	resolvers  func() []netip.AddrPort // openController
+	controller *control.Controller
 
 	fds         fdstore.Store   // openKeeper
 	attachments *attach.Manager // openAttachments

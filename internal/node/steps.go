@@ -58,11 +58,13 @@ func vtepMAC(instance string) frame.MAC {
 
 func (n *node) openController() error {
 	path := n.state.file(snapshotFile)
+	n.followResolvers()
 	n.controller = control.NewController(control.ControllerConfig{
 		Self: control.Self{
 			Node: n.cfg.Node, Underlays: n.cfg.Underlay, Zone: n.cfg.Zone,
 			ClusterCIDRs: n.cfg.ClusterCIDR, ServiceCIDRs: n.cfg.ServiceCIDR,
 			LoadBalancerCIDRs: n.cfg.LBCIDR, NodesBalance: true, AllowExternalIPs: n.cfg.ExternalIPs,
+			IsNameServer: n.isNameServer,
 		},
 		Dataplane: n.dataplane,
 		Save:      func(objs []control.Object) error { return snapshot.Save(path, objs) },
