@@ -80,7 +80,7 @@ type node struct {
 	dataplane *dataplane
 	ports     *countedPorts
 
-	store      *etcd.Store         // openStore
+	store      *etcd.Store             // openStore
 	resolvers  func() []netip.AddrPort // openController
 	controller *control.Controller
 
