@@ -52,6 +52,9 @@ func (o *Objects) compileService(e *serviceEntry) []*Service {
 	return out
 }
 
+// nobody is a range that no client is in.
+var nobody = netip.PrefixFrom(netip.IPv4Unspecified(), 32)
+
 // commonOf is what all ports of a service have alike.
 func commonOf(s *corev1.Service) Service {
 	c := Service{
@@ -69,9 +72,11 @@ func commonOf(s *corev1.Service) Service {
 	}
 	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
 		for _, text := range s.Spec.LoadBalancerSourceRanges {
-			if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
-				c.SourceRanges = append(c.SourceRanges, p.Masked())
+			p, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				p = nobody // or a list of nothing readable would let everybody in
 			}
+			c.SourceRanges = append(c.SourceRanges, p.Masked())
 		}
 	}
 	return c
