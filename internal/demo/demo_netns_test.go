@@ -23,6 +23,8 @@ var wanted = []string{
 	"ok    pod to pod, same node      IPv6    ping",
 	"ok    pod to pod, across nodes   IPv6    udp",
 	"ok    pod to ClusterIP           IPv6    udp",
+	"ok    pod to service name        IPv6    tcp",
+	"ok    outside to LoadBalancer    IPv4    udp",
 	"ok    outside to NodePort        IPv6    tcp",
 	"ok    pod to outside             IPv6    ping",
 }

@@ -40,7 +40,7 @@ metadata:
   name: web
   namespace: default
 spec:
-  type: NodePort
+  type: LoadBalancer
   selector: {app: web}
   ipFamilyPolicy: RequireDualStack
   ipFamilies: [IPv4, IPv6]

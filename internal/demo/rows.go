@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,6 +31,8 @@ type row struct {
 	from     *lab.Namespace
 	to       netip.AddrPort
 	protocol traffic.Protocol
+	// name is asked for in place of to's address; the pod's own resolver knows it.
+	name string
 	// reaches are the servers that must all have answered; nil: not asked.
 	reaches []string
 	// seen says whom a server must have taken the client for; nil: not asked.
@@ -41,6 +45,9 @@ func (n *network) rows() []row {
 	each := func(path string, from *lab.Namespace, to4, to6 netip.AddrPort, protocols []traffic.Protocol, more func(*row)) {
 		for _, protocol := range protocols {
 			for _, to := range []netip.AddrPort{to4, to6} {
+				if !to.IsValid() {
+					continue
+				}
 				r := row{path: path, from: from, to: to, protocol: protocol}
 				if more != nil {
 					more(&r)
@@ -61,13 +68,21 @@ func (n *network) rows() []row {
 	each("pod to pod, across nodes", client, server(n.webB.IPv4), server(n.webB.IPv6), all, n.fromClient("web-b"))
 	each("pod to ClusterIP", client, netip.AddrPortFrom(service4, servicePort), netip.AddrPortFrom(service6, servicePort),
 		streams, n.fromClient("web-a", "web-b"))
-	each("outside to NodePort", n.outside.Namespace, netip.AddrPortFrom(n.a.Underlay4, nodePort), netip.AddrPortFrom(n.a.Underlay6, nodePort),
-		streams, func(r *row) {
-			// The client's own address is promised where the endpoint is on the
-			// node that was asked; another node's sees that node.
-			r.reaches = []string{"web-a", "web-b"}
-			r.seen = map[string]netip.Addr{"web-a": ofFamily(r, n.outside.Underlay4, n.outside.Underlay6)}
+	each("pod to service name", client, netip.AddrPortFrom(service4, servicePort), netip.AddrPortFrom(service6, servicePort),
+		streams[:1], func(r *row) {
+			n.fromClient("web-a", "web-b")(r)
+			r.name = "web.default.svc.cluster.local"
 		})
+	// The client's own address is promised, on whichever node the endpoint is.
+	fromOutside := func(r *row) {
+		r.reaches = []string{"web-a", "web-b"}
+		outside := ofFamily(r, n.outside.Underlay4, n.outside.Underlay6)
+		r.seen = map[string]netip.Addr{"web-a": outside, "web-b": outside}
+	}
+	each("outside to NodePort", n.outside.Namespace, netip.AddrPortFrom(n.a.Underlay4, nodePort), netip.AddrPortFrom(n.a.Underlay6, nodePort),
+		streams, fromOutside)
+	each("outside to LoadBalancer", n.outside.Namespace, netip.AddrPortFrom(n.a.Underlay4, servicePort), netip.AddrPort{},
+		streams, fromOutside) // without --lb-cidr it has the addresses of the nodes' tunnels: IPv4 here
 	each("pod to outside", client, server(lab.World4), server(lab.World6), all, func(r *row) {
 		if r.protocol != traffic.Ping {
 			r.reaches = []string{"outside"}
@@ -190,6 +205,11 @@ func (n *network) load(ctx context.Context, r row, what string, args ...string) 
 	to := r.to.String()
 	if r.protocol == traffic.Ping {
 		to = r.to.Addr().String()
+	}
+	if r.name != "" {
+		to = net.JoinHostPort(r.name, strconv.Itoa(int(r.to.Port())))
+		family := "ip" + strings.TrimPrefix(r.family(), "IPv")
+		args = append(args, "--resolver", net.JoinHostPort(n.client.Result.DNS.Nameservers[0], "53"), "--family", family)
 	}
 	out, err := r.from.Exec(ctx, lab.Command{
 		Name: "load", Path: n.self,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os/signal"
 	"strings"
@@ -148,18 +149,41 @@ func serveCommand() *cobra.Command {
 	return c
 }
 
+// resolveTimeout bounds the look-up of a name.
+const resolveTimeout = 10 * time.Second
+
+// resolve replaces the name in HOST:PORT by its address, which it asks server for.
+func resolve(ctx context.Context, server, family, to string) (string, error) {
+	name, port, err := net.SplitHostPort(to)
+	if err != nil {
+		return "", err
+	}
+	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, server)
+	}}
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	addrs, err := r.LookupNetIP(ctx, family, name+".") // as it stands, without a search list
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(addrs[0].Unmap().String(), port), nil
+}
+
 func loadCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "load",
 		Short: "Measure against a `serve` process and print JSON",
 	}
-	var protocol, to string
+	var protocol, to, resolver, family string
 	var client Client
 	f := c.PersistentFlags()
 	f.StringVar(&protocol, "protocol", "tcp", "tcp, udp, or, for round trips, ping")
 	f.StringVar(&to, "to", "", "address `HOST:PORT` of the server; a bare address for ping")
 	f.IntVar(&client.SizeBytes, "size", 0, "`bytes` of a message; 0: what suits the measurement")
 	f.DurationVar(&client.FirstContact, "first-contact", 0, "how long to try to get the first answer")
+	f.StringVar(&resolver, "resolver", "", "address `HOST:PORT` of a DNS server to ask where --to has a name")
+	f.StringVar(&family, "family", "ip4", "ip4 or ip6: which of a name's addresses to take")
 	c.MarkPersistentFlagRequired("to")
 
 	measure := func(use, short string, f func(context.Context) (*Report, error)) *cobra.Command {
@@ -168,6 +192,11 @@ func loadCommand() *cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				client.Protocol = Protocol(protocol)
 				var err error
+				if resolver != "" {
+					if to, err = resolve(cmd.Context(), resolver, family, to); err != nil {
+						return fmt.Errorf("--to: %w", err)
+					}
+				}
 				if client.Protocol == Ping {
 					var a netip.Addr
 					if a, err = netip.ParseAddr(to); err == nil {
