@@ -220,6 +220,7 @@ type network struct {
 	node   *lab.Node    // whose daemon can be restarted
 	// restless uses CPU without traffic, and so is stopped while others are measured.
 	restless *lab.Process
+	tcpOnly  bool // the server can't be reached by UDP
 	binDir   string
 	code     string // the package whose benchmarks are run, where there is no lab
 	// drops counts what the system dropped so far, by reason; nil: it doesn't say.

@@ -26,6 +26,8 @@ var systems = map[string]system{
 	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Idle}, open: openVswitch},
 	// vswitch-direct is vswitch as NodePort and ClusterIP build it, pod to pod: what a service costs.
 	"vswitch-direct": {topologies: []Topology{NodePort, ClusterIP}, open: openVswitch},
+	// vswitch-proxy ends connections in the netstack, as a service can ask for.
+	systemProxy: {topologies: []Topology{ClusterIP}, open: openVswitch},
 	// vswitch-few is what a node of many services is compared with.
 	systemFew: {topologies: []Topology{ClusterIP}, open: openVswitch},
 	// vswitch-plain has TAPs without offload, as package songgao/water makes them.
@@ -82,7 +84,11 @@ func openNetwork(ctx context.Context, k networkKey, o Options) (*network, error)
 // reachable waits until the server can be reached from the client: routes and
 // services reach a node a moment after it is ready, and not every load tries twice.
 func (n *network) reachable(ctx context.Context, self string) error {
-	for _, kind := range []string{"udp-rtt", "tcp-rtt"} {
+	kinds := []string{"tcp-rtt", "udp-rtt"}
+	if n.tcpOnly {
+		kinds = kinds[:1]
+	}
+	for _, kind := range kinds {
 		if _, err := roundTrips(ctx, &Load{Kind: kind}, n, time.Millisecond, self); err != nil {
 			return fmt.Errorf("the server can't be reached: %s: %w", kind, err)
 		}

@@ -62,7 +62,8 @@ func openVswitch(ctx context.Context, l *lab.Lab, k networkKey) (*network, error
 		return nil, err
 	}
 	// The service is there for vswitch-direct too: only the way differs.
-	if err := nodes[0].Apply(ctx, serviceYAML()); err != nil {
+	n.tcpOnly = k.system == systemProxy
+	if err := nodes[0].Apply(ctx, serviceYAML(k.system)); err != nil {
 		return nil, err
 	}
 	switch {
@@ -97,22 +98,27 @@ func runVswitch(ctx context.Context, l *lab.Lab, k networkKey) ([]*lab.Node, err
 	return nodes, lab.RunCluster(ctx, nodes, "--mtu", strconv.Itoa(k.mtuBytes))
 }
 
-func serviceYAML() string {
+func serviceYAML(system string) string {
+	annotations := "{}"
+	udp := fmt.Sprintf("\n  - {name: udp, protocol: UDP, port: %[1]d, targetPort: %[1]d, nodePort: %[2]d}", loadPort, nodePort)
+	if system == systemProxy { // which is for TCP
+		annotations, udp = "{vswitch/mode: proxy}", ""
+	}
 	return fmt.Sprintf(`apiVersion: v1
 kind: Service
-metadata: {name: server, namespace: default}
+metadata: {name: server, namespace: default, annotations: %[4]s}
 spec:
   type: NodePort
   selector: {app: server}
   clusterIP: %[1]s
   clusterIPs: [%[1]q]
   ports:
-  - {name: tcp, protocol: TCP, port: %[2]d, targetPort: %[2]d, nodePort: %[3]d}
-  - {name: udp, protocol: UDP, port: %[2]d, targetPort: %[2]d, nodePort: %[3]d}
-`, serviceAddr, loadPort, nodePort)
+  - {name: tcp, protocol: TCP, port: %[2]d, targetPort: %[2]d, nodePort: %[3]d}%[5]s
+`, serviceAddr, loadPort, nodePort, annotations, udp)
 }
 
 const (
+	systemProxy       = "vswitch-proxy"
 	systemFew         = "vswitch-few"
 	fewServices       = 10
 	servicesEndpoints = 10 // of each service that is only there to be many
