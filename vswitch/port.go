@@ -54,6 +54,9 @@ type PortConfig struct {
 	Addrs []netip.Addr
 	// MTUBytes bounds the IP packets sent out of the port: 576 to 65,535.
 	MTUBytes int
+	// JoinDatagrams lets datagrams that enter one by one leave as UDP super-frames,
+	// where they may (stages.go): for queues of a kernel that takes such from a TAP.
+	JoinDatagrams bool
 	// Paths may say less for some of a tunnel's peers; nil: none is narrower.
 	Paths Paths
 	// Queues has one entry for each worker. The port owns them from here on,
@@ -88,6 +91,7 @@ type port struct {
 	mac      frame.MAC
 	addrs    []wire.Addr
 	mtuBytes int
+	joins    bool
 	paths    Paths
 	owner    uint64 // to whom the flows it opens are charged; zero for tunnel and gateway
 	queues   []Queue
@@ -106,7 +110,7 @@ func OwnerID(portName string) uint64 {
 
 func newPort(id uint32, c *PortConfig) *port {
 	p := &port{
-		id: id, kind: c.Kind, name: c.Name, mac: c.MAC, mtuBytes: c.MTUBytes, paths: c.Paths, queues: c.Queues,
+		id: id, kind: c.Kind, name: c.Name, mac: c.MAC, mtuBytes: c.MTUBytes, joins: c.JoinDatagrams, paths: c.Paths, queues: c.Queues,
 		counters: make([]counters, len(c.Queues)),
 		answers:  make([]limiter, len(c.Queues)),
 		spares:   make([]*spares, len(c.Queues)),

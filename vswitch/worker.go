@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/offload"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/flow"
@@ -45,7 +46,8 @@ type worker struct {
 	staged  [][]*frame.Frame // by port id
 	touched []*port          // ports with staged frames
 
-	stages                 // what is known of each frame of the batch
+	stages    // what is known of each frame of the batch
+	coalescer offload.Coalescer
 	waited    wire.Headers // of a fragment that waited and is sent now
 	quoted    wire.Headers // of the packet that an ICMP error in hand quotes
 	key       flow.Key     // the tuple the frame in hand came with
@@ -86,11 +88,12 @@ func newWorker(s *Switch, id int) (*worker, error) {
 	}
 	return &worker{
 		id: id, sw: s, epfd: epfd, wakeFD: wakeFD,
-		poller: poller{slots: &s.pollSlots},
-		polled: make([]polled, 1),
-		batch:  frame.NewBatch(frame.BatchFrames),
-		rng:    rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		done:   make(chan struct{}),
+		poller:    poller{slots: &s.pollSlots},
+		polled:    make([]polled, 1),
+		batch:     frame.NewBatch(frame.BatchFrames),
+		rng:       rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		done:      make(chan struct{}),
+		coalescer: offload.Coalescer{USO: true},
 	}, nil
 }
 

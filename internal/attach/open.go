@@ -71,7 +71,7 @@ func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
 	}
 	port, err := m.cfg.Ports.AddPort(vswitch.PortConfig{
 		Kind: vswitch.PortPod, Name: e.Port, MAC: e.MAC, Addrs: e.Addrs,
-		MTUBytes: e.MTUBytes, Queues: queues,
+		MTUBytes: e.MTUBytes, Queues: queues, JoinDatagrams: f.Has(tap.USO),
 	})
 	if err != nil {
 		return err
