@@ -80,7 +80,7 @@ soak: test-deps build ## the long-running tests for SOAK (12h)
 
 .PHONY: bench
 bench: bench-deps build ## measure against the kernel and other networks on this machine; ONLY=regexp picks rows
-	@for p in fib flow; do go test -c -o bin/$$p.test ./vswitch/$$p || exit 1; done
+	@for p in vswitch/fib vswitch/flow internal/node; do go test -c -o bin/$${p##*/}.test ./$$p || exit 1; done
 	@bin/vswitch-bench run $(if $(ONLY),--only '$(ONLY)') $(if $(PAIRS),--pairs $(PAIRS)) --json out/bench.json
 
 .PHONY: bench-doc

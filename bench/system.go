@@ -40,6 +40,7 @@ var systems = map[string]system{
 	"pasta":         {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Pasta), userSpace: true},
 	"fib":           {topologies: []Topology{InMemory}, code: "vswitch/fib"},
 	"flow":          {topologies: []Topology{InMemory}, code: "vswitch/flow"},
+	"node":          {topologies: []Topology{InMemory}, code: "internal/node"},
 }
 
 func systemNames() []string { return slices.Sorted(maps.Keys(systems)) }
