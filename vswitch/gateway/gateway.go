@@ -28,7 +28,8 @@
 //	proxy.go     services whose connections end here; proxy_header.go, proxy_pair.go
 //	refuse.go    resets and ICMP errors
 //	service.go   what a service is
-//	service_table.go, service_pool.go  which endpoints a flow can get, and which it does
+//	service_table.go, service_index.go  where services are found
+//	service_pool.go  which endpoint a flow gets
 //	affinity.go  clients that keep theirs
 //	service_gone.go  endpoints that get no more
 //	exposed.go   what clients outside reach by way of other nodes

@@ -3,7 +3,7 @@ package gateway
 import (
 	"cmp"
 	"fmt"
-	"hash/maphash"
+	"iter"
 	"net/netip"
 	"slices"
 	"sync"
@@ -20,37 +20,13 @@ import (
 // Where a packet could be meant for several, the narrower wins: a service's own
 // address and port, then a node's address at a node port (Gateway.Pick). Two
 // services can't share either.
-//
-// The map of addresses is split in shards with a lock each. A map behind one
-// atomic pointer would cost a copy of all a change; sync.Map would put each key
-// looked up on the heap.
-
-// vip is what a flow's destination is looked up by.
-type vip struct {
-	addr  wire.Addr
-	port  uint16
-	proto uint8
-}
-
-const vipShards = 64
-
-type vipShard struct {
-	mu    sync.RWMutex
-	vips  map[vip]*pool     // guarded by mu
-	addrs map[wire.Addr]int // guarded by mu; VIP address -> how many ports use it
-}
 
 type services struct {
-	seed   maphash.Seed
-	shards [vipShards]vipShard
+	fronts *index // changed under mu
 	memory *affinity
-
-	nodePortMu sync.RWMutex
-	nodePorts  map[portKey]*[2]*pool // guarded by nodePortMu; for pods
 
 	mu  sync.Mutex
 	all map[ServiceKey]*served // guarded by mu; values are never changed
-	own map[vip]ServiceKey     // guarded by mu: who put a VIP, so that two can't share it
 }
 
 // served is a service as it is in force.
@@ -70,70 +46,43 @@ func (s *served) service() *Service {
 }
 
 func newServices() *services {
-	t := &services{
-		seed: maphash.MakeSeed(), memory: newAffinity(), nodePorts: make(map[portKey]*[2]*pool),
-		all: make(map[ServiceKey]*served), own: make(map[vip]ServiceKey),
-	}
-	for i := range t.shards {
-		t.shards[i].vips = make(map[vip]*pool)
-		t.shards[i].addrs = make(map[wire.Addr]int)
-	}
-	return t
-}
-
-// shard is chosen by address alone, so that an address's ports lie together.
-func (t *services) shard(a *wire.Addr) *vipShard {
-	return &t.shards[maphash.Bytes(t.seed, a[:])%vipShards]
+	return &services{fronts: newIndex(), memory: newAffinity(), all: make(map[ServiceKey]*served)}
 }
 
 // at is the pool for pods' flows to a service's own address; nil: there is none.
 func (t *services) at(k *flow.Key) *pool {
-	s := t.shard(&k.Dst)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.vips[vip{k.Dst, k.DstPort, k.Proto}]
+	return t.fronts.pool(&vip{k.Dst, k.DstPort, k.Proto})
 }
 
 // atNodePort is the pool for pods' flows to a node's address; nil: there is none.
 func (t *services) atNodePort(k *flow.Key) *pool {
-	t.nodePortMu.RLock()
-	families := t.nodePorts[portKey{k.DstPort, k.Proto}]
-	t.nodePortMu.RUnlock()
-	if families == nil {
-		return nil
-	}
-	if k.Dst.Is4() {
-		return families[0]
-	}
-	return families[1]
+	return t.fronts.pool(&vip{anyNode(!k.Dst.Is4()), k.DstPort, k.Proto})
 }
 
-func (t *services) hasVIP(a *wire.Addr) bool {
-	s := t.shard(a)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.addrs[*a] != 0
-}
-
-func (s *vipShard) set(v vip, p *pool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.vips[v]; !ok {
-		s.addrs[v.addr]++
+// anyNode stands for every node's address of a family: no service has it as its own.
+func anyNode(v6 bool) wire.Addr {
+	if v6 {
+		return wire.AddrFrom(netip.IPv6Unspecified())
 	}
-	s.vips[v] = p
+	return wire.AddrFrom(netip.IPv4Unspecified())
 }
 
-func (s *vipShard) remove(v vip) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.vips[v]; !ok {
+// ofNodes reports whether v is a port of every node's addresses.
+func (v *vip) ofNodes() bool { return v.addr == anyNode(false) || v.addr == anyNode(true) }
+
+func (t *services) hasVIP(a *wire.Addr) bool { return t.fronts.find(&vip{addr: *a}) != nil }
+
+// count notes that one port more, or fewer, is served at an address. Callers hold mu.
+func (t *services) count(a wire.Addr, by int) {
+	f := front{vip: vip{addr: a}}
+	if old := t.fronts.find(&f.vip); old != nil {
+		f.ports = old.ports
+	}
+	if f.ports += by; f.ports == 0 {
+		t.fronts.remove(&f.vip)
 		return
 	}
-	delete(s.vips, v)
-	if s.addrs[v.addr]--; s.addrs[v.addr] == 0 {
-		delete(s.addrs, v.addr)
-	}
+	t.fronts.set(&f)
 }
 
 // put makes next the service of its key. It returns what was there before, or nil,
@@ -141,10 +90,12 @@ func (s *vipShard) remove(v vip) {
 func (t *services) put(next *Service) (prev, now *served, gone []Gone, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for a := range next.addresses() {
-		v := vip{wire.AddrFrom(a), next.Port, next.Protocol}
-		if k, taken := t.own[v]; taken && k != next.ServiceKey {
-			return nil, nil, nil, fmt.Errorf("VIP %v port %d belongs to service %v", a, next.Port, k)
+	for v := range next.fronts() {
+		if p := t.fronts.pool(&v); p != nil && p.service != next.ServiceKey {
+			if v.ofNodes() {
+				return nil, nil, nil, fmt.Errorf("node port %d belongs to service %v", v.port, p.service)
+			}
+			return nil, nil, nil, fmt.Errorf("VIP %v port %d belongs to service %v", v.addr.Netip(), v.port, p.service)
 		}
 	}
 	prev = t.all[next.ServiceKey]
@@ -152,33 +103,19 @@ func (t *services) put(next *Service) (prev, now *served, gone []Gone, err error
 	now.pools = newPools(next, now.pins, now.proxy)
 	t.all[next.ServiceKey] = now
 	gone = endpointsGone(prev.service(), next)
-	t.removeAll(prev, t.setAll(now))
+	t.setAll(now)
+	t.removeAll(prev, next)
 	return prev, now, gone, nil
 }
 
-// setAll makes a service known by its addresses and its node port. It returns the
-// former. Callers hold mu.
-func (t *services) setAll(s *served) map[vip]bool {
-	set := make(map[vip]bool, len(s.VIPs))
-	to := func(families *[2]*pool, addrs []netip.Addr) {
-		for _, a := range addrs {
-			v := vip{wire.AddrFrom(a), s.Port, s.Protocol}
-			if !set[v] { // the first list that names an address says who it is for
-				set[v] = true
-				t.own[v] = s.ServiceKey
-				t.shard(&v.addr).set(v, families[familyOf(a)])
-			}
+// setAll makes a service known by its addresses and its node port. Callers hold mu.
+func (t *services) setAll(s *served) {
+	for v, to := range s.fronts() {
+		if old := t.fronts.pool(&v); old == nil && !v.ofNodes() {
+			t.count(v.addr, 1)
 		}
+		t.fronts.set(&front{vip: v, pool: *to(s.pools)})
 	}
-	to(&s.internal, s.VIPs)
-	to(&s.lb, s.LoadBalancerIPs)
-	to(&s.cluster, s.ExternalIPs)
-	if s.NodePort != 0 {
-		t.nodePortMu.Lock()
-		t.nodePorts[portKey{s.NodePort, s.Protocol}] = &s.cluster
-		t.nodePortMu.Unlock()
-	}
-	return set
 }
 
 // delete forgets a service; one that is not there is no error.
@@ -195,25 +132,56 @@ func (t *services) delete(key ServiceKey) (prev *served, gone []Gone) {
 	return prev, endpointsGone(prev.Service, nil)
 }
 
-// removeAll takes away the addresses of s that keep does not name, and its node
-// port unless it is another's or its own successor's by now. Callers hold mu.
-func (t *services) removeAll(s *served, keep map[vip]bool) {
-	if s == nil {
+// removeAll takes away where prev was known and next is not; either may be nil.
+// Callers hold mu.
+func (t *services) removeAll(prev *served, next *Service) {
+	if prev == nil {
 		return
 	}
-	for a := range s.addresses() {
-		v := vip{wire.AddrFrom(a), s.Port, s.Protocol}
-		if !keep[v] && t.own[v] == s.ServiceKey {
-			delete(t.own, v)
-			t.shard(&v.addr).remove(v)
+	keep := make(map[vip]bool)
+	if next != nil {
+		for v := range next.fronts() {
+			keep[v] = true
 		}
 	}
-	if s.NodePort != 0 {
-		t.nodePortMu.Lock()
-		if k := (portKey{s.NodePort, s.Protocol}); t.nodePorts[k] == &s.cluster {
-			delete(t.nodePorts, k)
+	for v := range prev.fronts() {
+		if keep[v] || t.fronts.pool(&v) == nil {
+			continue
 		}
-		t.nodePortMu.Unlock()
+		t.fronts.remove(&v)
+		if !v.ofNodes() {
+			t.count(v.addr, -1)
+		}
+	}
+}
+
+// fronts are where pods find a service, and which of its pools they get there. An
+// address in several lists comes several times, and what comes last stands.
+func (s *Service) fronts() iter.Seq2[vip, func(*pools) *pool] {
+	return func(yield func(vip, func(*pools) *pool) bool) {
+		lists := []struct {
+			addrs []netip.Addr
+			pools func(*pools) *[2]*pool
+		}{
+			{s.ExternalIPs, func(p *pools) *[2]*pool { return &p.cluster }},
+			{s.LoadBalancerIPs, func(p *pools) *[2]*pool { return &p.lb }},
+			{s.VIPs, func(p *pools) *[2]*pool { return &p.internal }},
+		}
+		for _, l := range lists {
+			for _, a := range l.addrs {
+				if !yield(vip{wire.AddrFrom(a), s.Port, s.Protocol}, func(p *pools) *pool { return l.pools(p)[familyOf(a)] }) {
+					return
+				}
+			}
+		}
+		if s.NodePort == 0 {
+			return
+		}
+		for family, v6 := range []bool{false, true} {
+			if !yield(vip{anyNode(v6), s.NodePort, s.Protocol}, func(p *pools) *pool { return p.cluster[family] }) {
+				return
+			}
+		}
 	}
 }
 

@@ -488,14 +488,3 @@ func TestPickDuringChanges(t *testing.T) {
 	close(stop)
 	readers.Wait()
 }
-
-func BenchmarkPick(b *testing.B) {
-	g := newTestGateway(b, nil)
-	if err := g.PutService(web(8)); err != nil {
-		b.Fatal(err)
-	}
-	key := keyTo(vip4, 80, wire.ProtoTCP)
-	for b.Loop() {
-		g.Pick(key, nil)
-	}
-}
