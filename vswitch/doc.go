@@ -20,4 +20,5 @@
 //	port.go     ports and the snapshot that workers see
 //	stats.go    counters
 //	capture.go  what passes, shown to who asks
+//	trace.go    what would become of a frame
 package vswitch
