@@ -111,21 +111,25 @@ func (t *pins) shard(addr *wire.Addr) *pinShard {
 	return &t.shards[maphash.Bytes(t.all.seed, addr[:])%pinShards]
 }
 
-// choose gives the client the endpoint it had, or one at random that it keeps.
-func (t *pins) choose(p *pool, addr *wire.Addr, tick uint32) flow.Endpoint {
+// choose gives the client the endpoint it had, or one at random that it keeps if
+// that is to be remembered.
+func (t *pins) choose(p *pool, addr *wire.Addr, tick uint32, remember bool) flow.Endpoint {
 	who := client{*addr, p.local}
 	s := t.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	had, known := s.pins[who]
 	if known && !t.expired(&had, tick) && p.has(had.endpoint) {
-		if had.used != tick {
+		if remember && had.used != tick {
 			had.used = tick
 			s.pins[who] = had
 		}
 		return had.endpoint
 	}
 	e := p.random()
+	if !remember {
+		return e
+	}
 	if known || !s.closed && t.room(s) {
 		if s.pins == nil {
 			s.pins = make(map[client]pin)

@@ -162,7 +162,11 @@ func (g *Gateway) Queue(i int) *link.Queue { return g.link.Queue(i) }
 // A service's own address and port come before a node port. A host port is
 // no service's: pods reach it as they reach all else of the node, through the host.
 func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason) {
-	p := g.poolFor(k)
+	return g.pickFrom(g.poolFor(k), k, true)
+}
+
+// pickFrom is Pick from the pool for k, which may be nil.
+func (g *Gateway) pickFrom(p *pool, k *flow.Key, remember bool) (flow.Endpoint, drop.Reason) {
 	switch {
 	case p == nil && g.dns.serves(k):
 		return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, Gateway: true}, drop.None
@@ -171,7 +175,7 @@ func (g *Gateway) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason
 	case p.proxy != nil:
 		return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, Gateway: true}, p.refuses(&k.Src)
 	}
-	return p.pick(&k.Src, g.tick.Load())
+	return p.choose(&k.Src, g.tick.Load(), remember)
 }
 
 // poolFor is what a pod's flow is served from; nil: no service has its destination.

@@ -68,20 +68,32 @@ func (g *Gateway) judgeTCP(f *frame.Frame, h *wire.Headers) drop.Reason {
 		return drop.None
 	}
 	k := flow.KeyOf(h)
-	if !g.servesTCP(&k) {
+	r, tell := g.judgeConnection(&k)
+	switch r {
+	case drop.EgressDenied:
 		g.counters.egressForbidden.Add(1)
-		g.refuser.refuse(f.Bytes(), h, adminProhibited)
-		return drop.EgressDenied
-	}
-	switch g.usage.check(&k) {
-	case overCap:
-		g.refuser.refuse(f.Bytes(), h, adminProhibited)
-		fallthrough
-	case overHalfOpen:
+	case drop.ConnectionCap:
 		g.counters.egressCapped.Add(1)
-		return drop.ConnectionCap
 	}
-	return drop.None
+	if tell {
+		g.refuser.refuse(f.Bytes(), h, adminProhibited)
+	}
+	return r
+}
+
+// judgeConnection says whether a pod may open a connection by the gateway, and if
+// not, whether it is told. It changes nothing.
+func (g *Gateway) judgeConnection(k *flow.Key) (_ drop.Reason, tell bool) {
+	if !g.servesTCP(k) {
+		return drop.EgressDenied, true
+	}
+	switch g.usage.check(k) {
+	case overCap:
+		return drop.ConnectionCap, true
+	case overHalfOpen:
+		return drop.ConnectionCap, false
+	}
+	return drop.None, false
 }
 
 // relayFrame sends a whole datagram or echo request on, and answers for what

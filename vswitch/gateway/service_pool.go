@@ -100,11 +100,16 @@ func (p *pool) has(e flow.Endpoint) bool {
 // pick chooses the endpoint for a client's new flow: each with equal probability,
 // or with affinity the one it had.
 func (p *pool) pick(client *wire.Addr, tick uint32) (flow.Endpoint, drop.Reason) {
+	return p.choose(client, tick, true)
+}
+
+// choose is pick; unless the choice is to be remembered it leaves no trace.
+func (p *pool) choose(client *wire.Addr, tick uint32, remember bool) (flow.Endpoint, drop.Reason) {
 	if r := p.refuses(client); r != drop.None {
 		return flow.Endpoint{}, r
 	}
 	if p.pins != nil {
-		return p.pins.choose(p, client, tick), drop.None
+		return p.pins.choose(p, client, tick, remember), drop.None
 	}
 	return p.random(), drop.None
 }
