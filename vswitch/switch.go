@@ -95,11 +95,11 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.FIB == nil || cfg.Flows == nil || cfg.Services == nil {
 		return nil, errors.New("vswitch: FIB, Flows and Services must be given")
 	}
-	var boot unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
-		return nil, fmt.Errorf("vswitch: clock_gettime: %w", err)
+	up, err := uptime()
+	if err != nil {
+		return nil, err
 	}
-	s := &Switch{cfg: cfg, start: time.Now(), started: time.Duration(boot.Nano()), held: cfg.Held}
+	s := &Switch{cfg: cfg, start: time.Now(), started: up, held: cfg.Held}
 	if !cfg.NoPolling {
 		s.pollSlots.Store(int32(max(1, runtime.NumCPU()/2)))
 	}
@@ -124,6 +124,20 @@ const tickLength = 100 * time.Millisecond
 // the machine was started (CLOCK_BOOTTIME), modulo 2^32, so that they mean the
 // same to the process that maps the table after this one.
 func (s *Switch) Tick() uint32 { return uint32((s.started + time.Since(s.start)) / tickLength) }
+
+// TickNow is the same clock where there is no switch yet.
+func TickNow() (uint32, error) {
+	up, err := uptime()
+	return uint32(up / tickLength), err
+}
+
+func uptime() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0, fmt.Errorf("vswitch: clock_gettime: %w", err)
+	}
+	return time.Duration(t.Nano()), nil
+}
 
 // Workers is the number of workers: how many queues every port must have.
 func (s *Switch) Workers() int { return len(s.workers) }

@@ -123,8 +123,9 @@ func (m *Manager) detach(e *entry) error {
 			m.cfg.Routes.DeleteHost(a)
 		}
 		errs = append(errs, m.cfg.Ports.RemovePort(e.port))
-		m.cfg.Forget(e.Addrs)
 	}
+	// Connections may be known from an earlier process, without the pod having come back.
+	m.cfg.Forget(e.Addrs)
 	m.cfg.Publisher.UnpublishPod(control.PodKey(m.cfg.Node, e.ContainerID, e.Ifname))
 	errs = append(errs, m.cfg.FDs.Remove(e.storeName()))
 	e.State, e.Token = Detached, newToken()

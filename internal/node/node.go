@@ -200,9 +200,9 @@ func (n *node) openState() error {
 }
 
 func (n *node) openTables() error {
-	var err error
 	n.fib = fib.New()
-	if n.flows, err = flow.New(flow.Config{}); err != nil {
+	var err error
+	if n.flows, err = openFlows(n.fds, flow.Config{}, n.log); err != nil {
 		return err
 	}
 	n.onClose(n.flows.Close)
