@@ -324,10 +324,13 @@ func TestANewNodeWaitsForTheStore(t *testing.T) {
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("add: %v", err)
 	}
-	for _, kind := range []string{"nodes", "pods", "services", "endpoints", "flows", "routes", "drops"} {
+	for _, kind := range []string{"nodes", "pods", "services", "endpoints", "flows", "drops"} {
 		if got := rows(t, c, kind); len(got) != 0 {
 			t.Errorf("%s: %v", kind, got)
 		}
+	}
+	if got := rows(t, c, "routes"); len(got) != 1 || got[0]["kind"] != "node" { // its own address
+		t.Errorf("routes: %v", got)
 	}
 	c.Close()
 	d.end(t)
