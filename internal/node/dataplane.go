@@ -54,6 +54,7 @@ type serviceTable interface {
 	PutService(gateway.Service) error
 	DeleteService(gateway.ServiceKey) error
 	Listeners() []gateway.ListenerStatus
+	ProxyStats() []gateway.ProxyStats
 }
 
 // peer is a member as programmed.
@@ -364,6 +365,16 @@ func (d *dataplane) listeners() []gateway.ListenerStatus {
 		return nil
 	}
 	return d.gateway.Listeners()
+}
+
+// proxies are the services in proxy mode.
+func (d *dataplane) proxies() []gateway.ProxyStats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gateway == nil {
+		return nil
+	}
+	return d.gateway.ProxyStats()
 }
 
 // trains tells how packets go to a node: in trains, which probes say arrive or which

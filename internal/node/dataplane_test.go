@@ -65,6 +65,8 @@ func (g *table) DeleteService(k gateway.ServiceKey) error {
 	return g.err
 }
 
+func (g *table) ProxyStats() []gateway.ProxyStats { return nil }
+
 func (g *table) Listeners() []gateway.ListenerStatus { return g.listeners }
 
 func (g *table) tell(old, next gateway.Service) {

@@ -17,6 +17,7 @@ import (
 	"vswitch/vswitch"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
+	"vswitch/vswitch/gateway"
 )
 
 // view is what `vswitch get` shows: the cluster as this node knows it, store or
@@ -121,6 +122,31 @@ type serviceRow struct {
 	ExternalAddrs []string             `json:"externalAddresses,omitempty"`
 	Status        corev1.ServiceStatus `json:"status"`
 	Problems      []string             `json:"problems,omitempty"` // what it asks for that is not done
+	// Proxy is what this node's proxy has carried, for each port in that mode.
+	Proxy []proxyRow `json:"proxy,omitempty"`
+}
+
+type proxyRow struct {
+	Port             string `json:"port,omitempty"` // its name
+	Open             int    `json:"open"`
+	Accepted         uint64 `json:"accepted"`
+	Refused          uint64 `json:"refused"`
+	Retried          uint64 `json:"retried"` // endpoints that did not answer and were replaced
+	BytesToEndpoints uint64 `json:"bytesToEndpoints"`
+	BytesToClients   uint64 `json:"bytesToClients"`
+}
+
+// proxyRows are the services in proxy mode, each by its ports.
+func proxyRows(all []gateway.ProxyStats) map[control.Key][]proxyRow {
+	rows := map[control.Key][]proxyRow{}
+	for _, s := range all {
+		k := control.Key{Kind: control.KindService, Scope: s.Service.Namespace, Name: s.Service.Name}
+		rows[k] = append(rows[k], proxyRow{
+			Port: s.Service.PortName, Open: s.Open, Accepted: s.Accepted, Refused: s.Refused, Retried: s.Retried,
+			BytesToEndpoints: s.ToEndpoints, BytesToClients: s.ToClients,
+		})
+	}
+	return rows
 }
 
 func (v *view) services() []any {
@@ -137,6 +163,7 @@ func (v *view) services() []any {
 		balancers[k] = append(balancers[k], s.LoadBalancerIPs...)
 		externals[k] = append(externals[k], s.ExternalIPs...)
 	}
+	proxied := proxyRows(v.dataplane.proxies())
 	var rows []any
 	for _, o := range v.objects.List(control.KindService) {
 		s := o.(*corev1.Service)
@@ -145,7 +172,7 @@ func (v *view) services() []any {
 			Name: s.Name, Namespace: s.Namespace, Type: string(s.Spec.Type),
 			ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Ports: s.Spec.Ports,
 			Selector: s.Spec.Selector, ExternalTrafficPolicy: string(s.Spec.ExternalTrafficPolicy),
-			ExternalName: s.Spec.ExternalName, Status: s.Status, Problems: problems[k],
+			ExternalName: s.Spec.ExternalName, Status: s.Status, Problems: problems[k], Proxy: proxied[k],
 		}
 		for _, a := range distinct(slices.Concat(balancers[k], externals[k])) {
 			r.ExternalAddrs = append(r.ExternalAddrs, a.String())
