@@ -109,7 +109,8 @@ type Attachment struct {
 	MAC      frame.MAC
 	MTUBytes int
 	Queues   int
-	Plain    bool // the TAP has no virtio-net header
+	Plain    bool         // the TAP has no virtio-net header
+	Features tap.Features // of its queues, once they came
 	State    State
 	Token    string // while Pending or Detached
 	Port     string // name of the switch port

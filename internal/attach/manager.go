@@ -117,8 +117,13 @@ func (m *Manager) Restore() []Attachment {
 		if err != nil {
 			continue // not there: it waits for reattach
 		}
-		// Features are what the first opening found; the store keeps descriptors only.
-		if err := m.open(e, fds, featuresOf(e)); err != nil {
+		if len(fds) != e.Queues { // another number of workers now: the plugin opens as many
+			closeAll(fds)
+			continue
+		}
+		// The store keeps descriptors only. Other features would be a change that the
+		// pod sees.
+		if err := m.open(e, fds, e.Features); err != nil {
 			m.cfg.Log.Warn("pod not restored", "pod", e.podName(), "err", err)
 		}
 	}

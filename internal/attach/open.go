@@ -85,7 +85,7 @@ func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
 		}
 		return errors.Join(err, m.cfg.Ports.RemovePort(port))
 	}
-	e.port, e.State, e.Token, e.Plain = port, Attached, "", f&tap.VNet == 0
+	e.port, e.State, e.Token, e.Plain, e.Features = port, Attached, "", f&tap.VNet == 0, f
 	m.cfg.Publisher.PublishPod(m.Record(&e.Attachment))
 	return nil
 }
@@ -146,13 +146,6 @@ func (m *Manager) Died(port string, cause error) {
 			m.cfg.Log.Warn("pod detached with errors", "pod", e.podName(), "err", err)
 		}
 	}
-}
-
-func featuresOf(e *entry) tap.Features {
-	if e.Plain {
-		return 0
-	}
-	return tap.VNet | tap.CSUM | tap.TSO4 | tap.TSO6
 }
 
 func closeAll(fds []int) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"vswitch/control/statefile"
+	"vswitch/tap"
 	"vswitch/vswitch/frame"
 )
 
@@ -36,6 +37,8 @@ type record struct {
 	// Ports came later; a daemon that doesn't know them leaves them closed.
 	Ports []PortMapping `json:"ports,omitempty"`
 	Host  bool          `json:"host,omitempty"`
+	// Features is tap.Features of the queues.
+	Features uint32 `json:"features,omitempty"`
 }
 
 // File is Records in one file.
@@ -65,7 +68,7 @@ func (f *File) Load() ([]Attachment, error) {
 	for _, r := range file.Attachments {
 		all = append(all, Attachment{
 			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Addrs: r.Addrs, MAC: r.MAC,
-			MTUBytes: r.MTUBytes, Plain: r.Plain, Ports: r.Ports, Host: r.Host,
+			MTUBytes: r.MTUBytes, Plain: r.Plain, Ports: r.Ports, Host: r.Host, Features: tap.Features(r.Features),
 		})
 	}
 	return all, nil
@@ -78,7 +81,7 @@ func (f *File) Save(all []Attachment) error {
 		a := &all[i]
 		file.Attachments = append(file.Attachments, record{
 			Key: a.Key, Netns: a.Netns, Pod: a.Pod, Addrs: a.Addrs, MAC: a.MAC,
-			MTUBytes: a.MTUBytes, Plain: a.Plain, Ports: a.Ports, Host: a.Host,
+			MTUBytes: a.MTUBytes, Plain: a.Plain, Ports: a.Ports, Host: a.Host, Features: uint32(a.Features),
 		})
 	}
 	return f.state().Write(file)

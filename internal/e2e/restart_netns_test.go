@@ -102,31 +102,79 @@ func echo(t *testing.T, p *lab.Pod, port uint16) {
 	listenTCP(t, p.Namespace, netip.AddrPortFrom(netip.IPv6Unspecified(), port), func(c net.Conn) { io.Copy(c, c) })
 }
 
-// TestDataplaneKilled kills the dataplane again and again, its keeper staying, and
-// wants the same connections to go on.
-func TestDataplaneKilled(t *testing.T) {
+const echoService = `
+apiVersion: v1
+kind: Service
+metadata: {name: echo, namespace: default}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: echo}
+  ports: [{port: 70, targetPort: 7}]
+`
+
+// TestConnectionsOutliveTheDataplane replaces node a's dataplane by a kill or as
+// planned, again and again: the same connections go on, between pods and through
+// services, from the node and to it, and no pod sees its interface change.
+func TestConnectionsOutliveTheDataplane(t *testing.T) {
 	c := newCluster(t)
+	near, far := c.pod(0, "near", map[string]string{"app": "echo"}), c.pod(1, "far", map[string]string{"app": "echo"})
+	for _, p := range []*lab.Pod{near, far} {
+		echo(t, p, 7)
+	}
+	c.apply(echoService)
+	vip := c.service("echo")
+	c.eventually("the service's endpoints are known on both nodes", func() error {
+		for _, p := range []*lab.Pod{c.a1, c.b1} {
+			if _, err := ask(p.Namespace, "tcp", netip.AddrPortFrom(vip.ip(4), 70), "hello"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	watches := []*watch{}
-	c.eachPath(func(t *testing.T, from, to *lab.Pod, family int) {
-		name := t.Name()
-		if family == 4 {
-			echo(c.t, to, 7)
+	var watches []*watch
+	for _, family := range []int{4, 6} {
+		for _, w := range []struct {
+			name string
+			from *lab.Pod
+			to   netip.AddrPort
+		}{
+			{"same node", c.a1, netip.AddrPortFrom(near.IP(family), 7)},
+			{"to another node", c.a1, netip.AddrPortFrom(far.IP(family), 7)},
+			{"from another node", c.b1, netip.AddrPortFrom(near.IP(family), 7)},
+			{"a service", c.a1, netip.AddrPortFrom(vip.ip(family), 70)},
+			{"a service again", c.a2, netip.AddrPortFrom(vip.ip(family), 70)},
+			{"a service from another node", c.b1, netip.AddrPortFrom(vip.ip(family), 70)},
+		} {
+			watches = append(watches, newWatch(t, fmt.Sprintf("%s, IPv%d", w.name, family), w.from.Namespace, w.to))
 		}
-		watches = append(watches, newWatch(c.t, name, from.Namespace, netip.AddrPortFrom(to.IP(family), 7)))
-	})
-	for kill := range 5 {
+	}
+	monitor, err := c.a1.Start(lab.Command{Name: "monitor", Path: "ip", Args: []string{"-o", "monitor", "link", "address", "route"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	laps := func(when string) {
+		t.Helper()
 		for _, w := range watches {
-			if _, err := w.lap(ctx); err != nil {
-				t.Fatalf("%s: %v", w.name, err)
+			longest, err := w.lap(ctx)
+			if err != nil {
+				t.Fatalf("%s: %s: %v", when, w.name, err)
 			}
+			t.Logf("%s: %s: longest round trip %v", when, w.name, longest)
+		}
+	}
+	laps("before")
+	for round := range 6 {
+		when, replace := "killed", func(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
+		if round%2 == 1 {
+			when, replace = "planned", func(int) error { return c.nodes[0].Daemon().Signal(syscall.SIGHUP) }
 		}
 		pid, err := c.nodes[0].Dataplane()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		if err := replace(pid); err != nil {
 			t.Fatal(err)
 		}
 		c.eventually("another dataplane", func() error {
@@ -134,14 +182,18 @@ func TestDataplaneKilled(t *testing.T) {
 			if err == nil && p == pid {
 				err = fmt.Errorf("still process %d", pid)
 			}
+			if err != nil {
+				return err
+			}
+			_, err = c.nodes[0].Vswitch(ctx, "", "version")
 			return err
 		})
-		for _, w := range watches {
-			longest, err := w.lap(ctx)
-			if err != nil {
-				t.Fatalf("kill %d: %s: %v", kill+1, w.name, err)
-			}
-			t.Logf("kill %d: %s: longest stall %v", kill+1, w.name, longest)
-		}
+		laps(fmt.Sprintf("round %d, %s", round+1, when))
+	}
+	if err := monitor.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if said := monitor.Log(); said != "" {
+		t.Errorf("a pod saw its interface change:\n%s", said)
 	}
 }
