@@ -1902,6 +1902,284 @@ func (x *CapturedPacket) GetData() []byte {
 	return nil
 }
 
+type TraceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/name", on this node.
+	Pod string `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	// An IP address.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// 0 for icmp.
+	Port uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	// "tcp", "udp", "sctp" or "icmp", which means ICMPv6 for an IPv6 address.
+	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// 0: one that no kernel chooses by itself.
+	SourcePort    uint32 `protobuf:"varint,5,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_vswitch_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TraceRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *TraceRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+type TraceReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the decisions.
+	Steps         []*TraceStep  `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	Outcome       *TraceOutcome `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceReply) Reset() {
+	*x = TraceReply{}
+	mi := &file_vswitch_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceReply) ProtoMessage() {}
+
+func (x *TraceReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceReply.ProtoReflect.Descriptor instead.
+func (*TraceReply) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *TraceReply) GetSteps() []*TraceStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *TraceReply) GetOutcome() *TraceOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+type TraceStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// source, guards, flow, route, service, rewrite, tunnel or gateway.
+	Stage string `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"`
+	// What was decided, for a person.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// What decided it, such as "Service default/web" or "Node b"; may be empty.
+	Object        string `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceStep) Reset() {
+	*x = TraceStep{}
+	mi := &file_vswitch_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceStep) ProtoMessage() {}
+
+func (x *TraceStep) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceStep.ProtoReflect.Descriptor instead.
+func (*TraceStep) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *TraceStep) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *TraceStep) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *TraceStep) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+type TraceOutcome struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// delivered: to a pod. outside: by a socket of the host. answered: by the node itself.
+	// refused: the pod is told. dropped: it is not.
+	Verdict string `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// For a person.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// To whom, as far as it is known: "namespace/name", and the node.
+	Pod  string `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	Node string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	// The drop reason of what is refused or dropped.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceOutcome) Reset() {
+	*x = TraceOutcome{}
+	mi := &file_vswitch_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceOutcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceOutcome) ProtoMessage() {}
+
+func (x *TraceOutcome) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceOutcome.ProtoReflect.Descriptor instead.
+func (*TraceOutcome) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *TraceOutcome) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *TraceOutcome) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *TraceOutcome) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *TraceOutcome) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *TraceOutcome) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type VersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1910,7 +2188,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_vswitch_proto_msgTypes[28]
+	mi := &file_vswitch_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2200,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[28]
+	mi := &file_vswitch_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2213,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{28}
+	return file_vswitch_proto_rawDescGZIP(), []int{32}
 }
 
 type VersionReply struct {
@@ -1950,7 +2228,7 @@ type VersionReply struct {
 
 func (x *VersionReply) Reset() {
 	*x = VersionReply{}
-	mi := &file_vswitch_proto_msgTypes[29]
+	mi := &file_vswitch_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2240,7 @@ func (x *VersionReply) String() string {
 func (*VersionReply) ProtoMessage() {}
 
 func (x *VersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[29]
+	mi := &file_vswitch_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2253,7 @@ func (x *VersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionReply.ProtoReflect.Descriptor instead.
 func (*VersionReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{29}
+	return file_vswitch_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VersionReply) GetVersion() string {
@@ -2146,7 +2424,28 @@ const file_vswitch_proto_rawDesc = "" +
 	"\fsegment_kind\x18\b \x01(\tR\vsegmentKind\x12\x14\n" +
 	"\x05bytes\x18\t \x01(\rR\x05bytes\x12\x12\n" +
 	"\x04data\x18\n" +
-	" \x01(\fR\x04data\"\x10\n" +
+	" \x01(\fR\x04data\"\x81\x01\n" +
+	"\fTraceRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\x12\x1f\n" +
+	"\vsource_port\x18\x05 \x01(\rR\n" +
+	"sourcePort\"m\n" +
+	"\n" +
+	"TraceReply\x12+\n" +
+	"\x05steps\x18\x01 \x03(\v2\x15.vswitch.v1.TraceStepR\x05steps\x122\n" +
+	"\aoutcome\x18\x02 \x01(\v2\x18.vswitch.v1.TraceOutcomeR\aoutcome\"M\n" +
+	"\tTraceStep\x12\x14\n" +
+	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06object\x18\x03 \x01(\tR\x06object\"z\n" +
+	"\fTraceOutcome\x12\x18\n" +
+	"\averdict\x18\x01 \x01(\tR\averdict\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x10\n" +
+	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x10\n" +
 	"\x0eVersionRequest\"m\n" +
 	"\fVersionReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
@@ -2158,7 +2457,7 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCHANGE_CREATED\x10\x01\x12\x15\n" +
 	"\x11CHANGE_CONFIGURED\x10\x02\x12\x14\n" +
-	"\x10CHANGE_UNCHANGED\x10\x032\xc1\x05\n" +
+	"\x10CHANGE_UNCHANGED\x10\x032\xfc\x05\n" +
 	"\x04Node\x12<\n" +
 	"\x06AddPod\x12\x19.vswitch.v1.AddPodRequest\x1a\x17.vswitch.v1.AddPodReply\x12<\n" +
 	"\x06DelPod\x12\x19.vswitch.v1.DelPodRequest\x1a\x17.vswitch.v1.DelPodReply\x12B\n" +
@@ -2169,7 +2468,8 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x05Apply\x12\x18.vswitch.v1.ApplyRequest\x1a\x16.vswitch.v1.ApplyReply\x12<\n" +
 	"\x06Delete\x12\x19.vswitch.v1.DeleteRequest\x1a\x17.vswitch.v1.DeleteReply\x123\n" +
 	"\x03Get\x12\x16.vswitch.v1.GetRequest\x1a\x14.vswitch.v1.GetReply\x12A\n" +
-	"\aCapture\x12\x1a.vswitch.v1.CaptureRequest\x1a\x18.vswitch.v1.CaptureReply0\x01\x12?\n" +
+	"\aCapture\x12\x1a.vswitch.v1.CaptureRequest\x1a\x18.vswitch.v1.CaptureReply0\x01\x129\n" +
+	"\x05Trace\x12\x18.vswitch.v1.TraceRequest\x1a\x16.vswitch.v1.TraceReply\x12?\n" +
 	"\aVersion\x12\x1a.vswitch.v1.VersionRequest\x1a\x18.vswitch.v1.VersionReplyB\x1eZ\x1cvswitch/control/api/v1;apiv1b\x06proto3"
 
 var (
@@ -2185,7 +2485,7 @@ func file_vswitch_proto_rawDescGZIP() []byte {
 }
 
 var file_vswitch_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_vswitch_proto_goTypes = []any{
 	(Change)(0),                    // 0: vswitch.v1.Change
 	(*AttachmentKey)(nil),          // 1: vswitch.v1.AttachmentKey
@@ -2216,15 +2516,19 @@ var file_vswitch_proto_goTypes = []any{
 	(*CaptureRequest)(nil),         // 26: vswitch.v1.CaptureRequest
 	(*CaptureReply)(nil),           // 27: vswitch.v1.CaptureReply
 	(*CapturedPacket)(nil),         // 28: vswitch.v1.CapturedPacket
-	(*VersionRequest)(nil),         // 29: vswitch.v1.VersionRequest
-	(*VersionReply)(nil),           // 30: vswitch.v1.VersionReply
-	nil,                            // 31: vswitch.v1.Pod.LabelsEntry
+	(*TraceRequest)(nil),           // 29: vswitch.v1.TraceRequest
+	(*TraceReply)(nil),             // 30: vswitch.v1.TraceReply
+	(*TraceStep)(nil),              // 31: vswitch.v1.TraceStep
+	(*TraceOutcome)(nil),           // 32: vswitch.v1.TraceOutcome
+	(*VersionRequest)(nil),         // 33: vswitch.v1.VersionRequest
+	(*VersionReply)(nil),           // 34: vswitch.v1.VersionReply
+	nil,                            // 35: vswitch.v1.Pod.LabelsEntry
 }
 var file_vswitch_proto_depIdxs = []int32{
 	1,  // 0: vswitch.v1.Attachment.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 1: vswitch.v1.Attachment.pod:type_name -> vswitch.v1.Pod
 	5,  // 2: vswitch.v1.Attachment.port_mappings:type_name -> vswitch.v1.PortMapping
-	31, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
+	35, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
 	1,  // 4: vswitch.v1.AddPodRequest.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 5: vswitch.v1.AddPodRequest.pod:type_name -> vswitch.v1.Pod
 	5,  // 6: vswitch.v1.AddPodRequest.port_mappings:type_name -> vswitch.v1.PortMapping
@@ -2240,33 +2544,37 @@ var file_vswitch_proto_depIdxs = []int32{
 	21, // 16: vswitch.v1.ApplyReply.results:type_name -> vswitch.v1.ObjectResult
 	0,  // 17: vswitch.v1.ObjectResult.change:type_name -> vswitch.v1.Change
 	28, // 18: vswitch.v1.CaptureReply.packets:type_name -> vswitch.v1.CapturedPacket
-	4,  // 19: vswitch.v1.Node.AddPod:input_type -> vswitch.v1.AddPodRequest
-	8,  // 20: vswitch.v1.Node.DelPod:input_type -> vswitch.v1.DelPodRequest
-	10, // 21: vswitch.v1.Node.CheckPod:input_type -> vswitch.v1.CheckPodRequest
-	12, // 22: vswitch.v1.Node.Status:input_type -> vswitch.v1.StatusRequest
-	14, // 23: vswitch.v1.Node.GC:input_type -> vswitch.v1.GCRequest
-	17, // 24: vswitch.v1.Node.ListAttachments:input_type -> vswitch.v1.ListAttachmentsRequest
-	19, // 25: vswitch.v1.Node.Apply:input_type -> vswitch.v1.ApplyRequest
-	22, // 26: vswitch.v1.Node.Delete:input_type -> vswitch.v1.DeleteRequest
-	24, // 27: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
-	26, // 28: vswitch.v1.Node.Capture:input_type -> vswitch.v1.CaptureRequest
-	29, // 29: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
-	6,  // 30: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
-	9,  // 31: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
-	11, // 32: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
-	13, // 33: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
-	15, // 34: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
-	18, // 35: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
-	20, // 36: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
-	23, // 37: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
-	25, // 38: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
-	27, // 39: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
-	30, // 40: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
-	30, // [30:41] is the sub-list for method output_type
-	19, // [19:30] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	31, // 19: vswitch.v1.TraceReply.steps:type_name -> vswitch.v1.TraceStep
+	32, // 20: vswitch.v1.TraceReply.outcome:type_name -> vswitch.v1.TraceOutcome
+	4,  // 21: vswitch.v1.Node.AddPod:input_type -> vswitch.v1.AddPodRequest
+	8,  // 22: vswitch.v1.Node.DelPod:input_type -> vswitch.v1.DelPodRequest
+	10, // 23: vswitch.v1.Node.CheckPod:input_type -> vswitch.v1.CheckPodRequest
+	12, // 24: vswitch.v1.Node.Status:input_type -> vswitch.v1.StatusRequest
+	14, // 25: vswitch.v1.Node.GC:input_type -> vswitch.v1.GCRequest
+	17, // 26: vswitch.v1.Node.ListAttachments:input_type -> vswitch.v1.ListAttachmentsRequest
+	19, // 27: vswitch.v1.Node.Apply:input_type -> vswitch.v1.ApplyRequest
+	22, // 28: vswitch.v1.Node.Delete:input_type -> vswitch.v1.DeleteRequest
+	24, // 29: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
+	26, // 30: vswitch.v1.Node.Capture:input_type -> vswitch.v1.CaptureRequest
+	29, // 31: vswitch.v1.Node.Trace:input_type -> vswitch.v1.TraceRequest
+	33, // 32: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
+	6,  // 33: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
+	9,  // 34: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
+	11, // 35: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
+	13, // 36: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
+	15, // 37: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
+	18, // 38: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
+	20, // 39: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
+	23, // 40: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
+	25, // 41: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
+	27, // 42: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
+	30, // 43: vswitch.v1.Node.Trace:output_type -> vswitch.v1.TraceReply
+	34, // 44: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
+	33, // [33:45] is the sub-list for method output_type
+	21, // [21:33] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_vswitch_proto_init() }
@@ -2280,7 +2588,7 @@ func file_vswitch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vswitch_proto_rawDesc), len(file_vswitch_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

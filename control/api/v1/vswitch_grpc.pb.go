@@ -44,6 +44,7 @@ const (
 	Node_Delete_FullMethodName          = "/vswitch.v1.Node/Delete"
 	Node_Get_FullMethodName             = "/vswitch.v1.Node/Get"
 	Node_Capture_FullMethodName         = "/vswitch.v1.Node/Capture"
+	Node_Trace_FullMethodName           = "/vswitch.v1.Node/Trace"
 	Node_Version_FullMethodName         = "/vswitch.v1.Node/Version"
 )
 
@@ -90,6 +91,13 @@ type NodeClient interface {
 	// interface on this node. FAILED_PRECONDITION: too many captures run, or the
 	// node does not forward yet.
 	Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureReply], error)
+	// Trace says what would become of a pod's packet, without sending it and without
+	// changing anything.
+	// INVALID_ARGUMENT: a field is malformed, or the pod has no address of the
+	// target's family. NOT_FOUND: the pod has no interface on this node.
+	// FAILED_PRECONDITION: its interface is not attached, or the node does not
+	// forward yet.
+	Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceReply, error)
 	// Version tells the daemon's build.
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionReply, error)
 }
@@ -211,6 +219,16 @@ func (c *nodeClient) Capture(ctx context.Context, in *CaptureRequest, opts ...gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_CaptureClient = grpc.ServerStreamingClient[CaptureReply]
 
+func (c *nodeClient) Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TraceReply)
+	err := c.cc.Invoke(ctx, Node_Trace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(VersionReply)
@@ -264,6 +282,13 @@ type NodeServer interface {
 	// interface on this node. FAILED_PRECONDITION: too many captures run, or the
 	// node does not forward yet.
 	Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error
+	// Trace says what would become of a pod's packet, without sending it and without
+	// changing anything.
+	// INVALID_ARGUMENT: a field is malformed, or the pod has no address of the
+	// target's family. NOT_FOUND: the pod has no interface on this node.
+	// FAILED_PRECONDITION: its interface is not attached, or the node does not
+	// forward yet.
+	Trace(context.Context, *TraceRequest) (*TraceReply, error)
 	// Version tells the daemon's build.
 	Version(context.Context, *VersionRequest) (*VersionReply, error)
 	mustEmbedUnimplementedNodeServer()
@@ -305,6 +330,9 @@ func (UnimplementedNodeServer) Get(context.Context, *GetRequest) (*GetReply, err
 }
 func (UnimplementedNodeServer) Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error {
 	return status.Error(codes.Unimplemented, "method Capture not implemented")
+}
+func (UnimplementedNodeServer) Trace(context.Context, *TraceRequest) (*TraceReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Trace not implemented")
 }
 func (UnimplementedNodeServer) Version(context.Context, *VersionRequest) (*VersionReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
@@ -503,6 +531,24 @@ func _Node_Capture_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_CaptureServer = grpc.ServerStreamingServer[CaptureReply]
 
+func _Node_Trace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TraceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Trace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Trace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Trace(ctx, req.(*TraceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Version_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(VersionRequest)
 	if err := dec(in); err != nil {
@@ -563,6 +609,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Get",
 			Handler:    _Node_Get_Handler,
+		},
+		{
+			MethodName: "Trace",
+			Handler:    _Node_Trace_Handler,
 		},
 		{
 			MethodName: "Version",
