@@ -3,7 +3,7 @@
 //	vswitch run          the daemon; package internal/node is what it runs
 //	vswitch store        the embedded store; the daemon starts it
 //	vswitch host         the host's own interface; package internal/hostnet
-//	vswitch apply|delete|get|capture|version   clients of the daemon's API
+//	vswitch apply|delete|get|capture|trace|version   clients of the daemon's API
 //
 // It holds no logic of its own: flags in, calls out, text back.
 package main
@@ -47,6 +47,6 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newHost(), newVersion())
+	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newVersion())
 	return root
 }

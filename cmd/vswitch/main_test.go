@@ -38,6 +38,7 @@ type fakeDaemon struct {
 	applied  []string
 	deleted  []string
 	captured *apiv1.CaptureRequest
+	traced   string
 }
 
 func (f *fakeDaemon) Get(_ context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {

@@ -87,6 +87,7 @@ type node struct {
 	fds         fdstore.Store   // openKeeper
 	attachments *attach.Manager // openAttachments
 	hostPorts   *hostPorts
+	tracer      *tracer // openAPI
 
 	claim control.Claim // holdClaim
 	pool  *ipam.Pool    // startForwarding

@@ -100,9 +100,12 @@ func (n *node) openAPI() error {
 		node: n.cfg.Node, objects: n.controller, attachments: n.attachments,
 		fib: n.fib, flows: n.flows, ports: n.ports, dataplane: n.dataplane,
 	}
+	n.tracer = &tracer{
+		node: n.cfg.Node, ports: n.ports, attachments: n.attachments, fib: n.fib, dataplane: n.dataplane, objects: n.controller,
+	}
 	api, err := nodeapi.Start(nodeapi.Config{
 		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version,
-		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows,
+		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows, Trace: n.tracer.Trace,
 		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
 		GatewayMAC: vswitch.GatewayMAC.String(), Log: n.log,
 		DNSAddrs: n.cfg.DNS.Addrs, DNSDomain: n.cfg.DNS.Domain,
@@ -227,6 +230,7 @@ func (n *node) startForwarding() error {
 	n.onClose(n.stopTasks)
 	n.ports.serve(sw)
 	n.hostPorts.serve(g)
+	n.tracer.gateway.Store(g)
 	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts})
 	n.start("flow expiry", n.expireFlows)
 	n.start("dead ports", n.mourn)

@@ -60,6 +60,8 @@ type Config struct {
 	// Rows lists what `vswitch get KIND` shows, one value that marshals to a JSON
 	// object a row. An *UnknownKindError is the caller's mistake.
 	Rows func(ctx context.Context, kind string) ([]any, error)
+	// Trace says what would become of a packet.
+	Trace func(TraceQuery) (*apiv1.TraceReply, error)
 	// Captures is what Capture is about.
 	Captures Captures
 	// Gateways are those of each family, and the MAC of both, as pods see them.
