@@ -45,6 +45,8 @@ type stubServices struct {
 	to map[netip.Addr]netip.AddrPort // by VIP; guarded by mu
 	// own are those that the gateway serves itself; guarded by mu.
 	own map[netip.Addr]bool
+	// choose, where it is set, answers Pick instead; guarded by mu.
+	choose func(*flow.Key) (flow.Endpoint, drop.Reason)
 }
 
 // serve makes the gateway itself serve an address.
@@ -68,6 +70,9 @@ func (s *stubServices) set(vip netip.Addr, ep netip.AddrPort) {
 func (s *stubServices) Pick(k *flow.Key, _ *wire.Headers) (flow.Endpoint, drop.Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.choose != nil {
+		return s.choose(k)
+	}
 	if s.own[k.Dst.Netip()] && k.DstPort == 80 {
 		return flow.Endpoint{Addr: k.Dst, Port: k.DstPort, ID: 2, Gateway: true}, drop.None
 	}

@@ -126,29 +126,90 @@ func TestHairpin(t *testing.T) {
 // One source port to a VIP and to the endpoint behind it: the later flow comes
 // from another port, in either order, and both get their answers.
 func TestFlowsWhoseAnswersWouldLookAlike(t *testing.T) {
-	toVIP := fromA(wiretest.Packet{Dst: vip4, Proto: 17, SrcPort: 40000, DstPort: 80, Payload: []byte("v")})
-	direct := fromA(wiretest.Packet{Dst: podB4, Proto: 17, SrcPort: 40000, DstPort: 8080, Payload: []byte("d")})
 	for _, tt := range []struct {
-		name          string
-		first, second wiretest.Packet
-	}{{"VIP first", toVIP, direct}, {"direct first", direct, toVIP}} {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBed(t)
-			first := b.only(b.send("a", owned(tt.first.Frame())), "b")
-			second := b.only(b.send("a", owned(tt.second.Frame())), "b")
-			h1, h2 := b.headers(first), b.headers(second)
-			if h1.SrcPort != 40000 || h2.SrcPort == 40000 {
-				t.Fatalf("source ports %d and %d, want 40000 and another", h1.SrcPort, h2.SrcPort)
+		name                  string
+		proto                 uint8
+		vip, client, endpoint netip.Addr
+		out                   string
+	}{
+		{"TCP", 6, vip4, podA4, podB4, "b"},
+		{"UDP", 17, vip4, podA4, podB4, "b"},
+		{"SCTP", 132, vip4, podA4, podB4, "b"},
+		{"TCP over IPv6", 6, vip6, podA6, podB6, "b"},
+		{"UDP over IPv6", 17, vip6, podA6, podB6, "b"},
+		{"SCTP over IPv6", 132, vip6, podA6, podB6, "b"},
+		{"TCP to another node", 6, vip4, podA4, remote4, "tunnel"},
+		{"UDP over IPv6 to another node", 17, vip6, podA6, remote6, "tunnel"},
+	} {
+		toVIP := fromA(wiretest.Packet{Dst: tt.vip, Proto: tt.proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 80, Payload: []byte("v")})
+		direct := fromA(wiretest.Packet{Dst: tt.endpoint, Proto: tt.proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 8080, Payload: []byte("d")})
+		for order, packets := range map[string][2]wiretest.Packet{"VIP first": {toVIP, direct}, "direct first": {direct, toVIP}} {
+			t.Run(tt.name+", "+order, func(t *testing.T) {
+				b := newBed(t)
+				b.services.set(tt.vip, netip.AddrPortFrom(tt.endpoint, 8080))
+				var ports [2]uint16
+				for i, p := range packets {
+					h := b.headers(b.only(b.send("a", owned(p.Frame())), tt.out))
+					ports[i] = h.SrcPort
+				}
+				if ports[0] != 40000 || ports[1] == 40000 {
+					t.Fatalf("source ports %d, want 40000 and another", ports)
+				}
+				for i, request := range packets {
+					answer := wiretest.Packet{Src: tt.endpoint, Dst: tt.client, Proto: tt.proto, Flags: wire.SYN | wire.ACK, SrcPort: 8080, DstPort: ports[i], Payload: []byte("a")}
+					in := tunnelled(peerIndex, answer)
+					if tt.out == "b" {
+						in = owned(fromB(answer).Frame())
+					}
+					f := b.only(b.send(tt.out, in), "a")
+					b.wantTuple(f, request.Dst, request.DstPort, tt.client, 40000)
+				}
+			})
+		}
+	}
+}
+
+// Two services with one endpoint behind them, asked from one port: the endpoint
+// sees two clients, and each answer comes from the service that was asked.
+func TestTwoServicesOfOneEndpoint(t *testing.T) {
+	other := netip.MustParseAddr("10.96.0.11")
+	for _, proto := range []uint8{6, 17, 132} {
+		b := newBed(t)
+		b.services.set(other, netip.AddrPortFrom(podB4, 8080))
+		seen := map[uint16]bool{}
+		for _, vip := range []netip.Addr{vip4, other} {
+			request := fromA(wiretest.Packet{Dst: vip, Proto: proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 80})
+			h := b.headers(b.only(b.send("a", owned(request.Frame())), "b"))
+			seen[h.SrcPort] = true
+			answer := fromB(wiretest.Packet{Dst: podA4, Proto: proto, Flags: wire.SYN | wire.ACK, SrcPort: 8080, DstPort: h.SrcPort})
+			b.wantTuple(b.only(b.send("b", owned(answer.Frame())), "a"), vip, 80, podA4, 40000)
+		}
+		if len(seen) != 2 {
+			t.Errorf("protocol %d: both came from %v", proto, seen)
+		}
+	}
+}
+
+// Two pods ping each other with one identifier: requests and answers of both look
+// alike, and nothing has to be rewritten.
+func TestPodsPingEachOtherWithOneIdentifier(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		b := newBed(t)
+		a4, b4, proto, request, reply := podA4, podB4, uint8(1), uint8(8), uint8(0)
+		if v6 {
+			a4, b4, proto, request, reply = podA6, podB6, 58, 128, 129
+		}
+		for range 2 {
+			for _, icmpType := range []uint8{request, reply} {
+				p := wiretest.Packet{Proto: proto, ICMPType: icmpType, EchoID: 7, EchoSeq: 1, Payload: []byte("ping")}
+				there, back := p, p
+				there.Dst, back.Dst = b4, a4
+				f := b.only(b.send("a", owned(fromA(there).Frame())), "b")
+				b.wantTuple(f, a4, 7, b4, 7)
+				f = b.only(b.send("b", owned(fromB(back).Frame())), "a")
+				b.wantTuple(f, b4, 7, a4, 7)
 			}
-			for _, x := range []struct {
-				to  uint16
-				req wiretest.Packet
-			}{{h1.SrcPort, tt.first}, {h2.SrcPort, tt.second}} {
-				answer := fromB(wiretest.Packet{Dst: podA4, Proto: 17, SrcPort: 8080, DstPort: x.to})
-				f := b.only(b.send("b", owned(answer.Frame())), "a")
-				b.wantTuple(f, x.req.Dst, x.req.DstPort, podA4, 40000)
-			}
-		})
+		}
 	}
 }
 
