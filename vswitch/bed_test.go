@@ -111,7 +111,13 @@ func newBed(t *testing.T) *bed {
 // newBedOf is newBed with a switch of another configuration.
 func newBedOf(t *testing.T, cfg vswitch.Config) *bed {
 	t.Helper()
-	flows, err := flow.New(flow.Config{Connections: 1 << 12})
+	return newBedWith(t, cfg, flow.Config{Connections: 1 << 12})
+}
+
+// newBedWith is newBedOf with another flow table.
+func newBedWith(t *testing.T, cfg vswitch.Config, table flow.Config) *bed {
+	t.Helper()
+	flows, err := flow.New(table)
 	if err != nil {
 		t.Fatal(err)
 	}

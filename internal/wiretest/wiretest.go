@@ -22,8 +22,8 @@ type Packet struct {
 	FragmentOffset   int // bytes, IPv4 only
 	Proto            uint8
 	SrcPort, DstPort uint16
-	Flags            uint8 // TCP
-	Seq, Ack         uint32
+	Flags            uint8  // TCP
+	Seq, Ack         uint32 // Seq is the verification tag of SCTP
 	Options          []byte // TCP, a multiple of four bytes
 	ICMPType, Code   uint8
 	EchoID, EchoSeq  uint16
@@ -114,6 +114,7 @@ func (p Packet) transport() []byte {
 		sctp := make([]byte, 12)
 		binary.BigEndian.PutUint16(sctp, p.SrcPort)
 		binary.BigEndian.PutUint16(sctp[2:], p.DstPort)
+		binary.BigEndian.PutUint32(sctp[4:], p.Seq)
 		sctp = append(sctp, p.Payload...)
 		binary.LittleEndian.PutUint32(sctp[8:], crc32.Checksum(sctp, crc32.MakeTable(crc32.Castagnoli)))
 		return sctp

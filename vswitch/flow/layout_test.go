@@ -74,18 +74,64 @@ func TestASlotHoldsTheHighestRecord(t *testing.T) {
 	}
 }
 
+// shapes are ways to choose tuples, as real hosts do and as one does who wants to make
+// searches long.
+var shapes = map[string]func(i uint32) Key{
+	"source ports":     func(i uint32) Key { return Key{SrcPort: uint16(i), DstPort: 80, Proto: wire.ProtoTCP} },
+	"both ports equal": func(i uint32) Key { return Key{SrcPort: uint16(i), DstPort: uint16(i), Proto: wire.ProtoTCP} },
+	"IPv4 sources":     func(i uint32) Key { return Key{Src: v4(i), DstPort: 80, Proto: wire.ProtoTCP} },
+	"IPv4 sources and destinations alike": func(i uint32) Key {
+		return Key{Src: v4(i), Dst: v4(i), DstPort: 80, Proto: wire.ProtoTCP}
+	},
+	"IPv6 prefixes": func(i uint32) Key { return Key{Src: wire.Addr{0x20, 1, 2: byte(i >> 8), 3: byte(i)}} },
+}
+
+// A table that is full of whatever tuples is searched in a step or two: the work
+// for a packet, of a connection or of none, has a bound that nobody's choice moves (case 24).
+func TestNoChoiceOfTuplesMakesSearchesLong(t *testing.T) {
+	const n = 1 << 15
+	for name, shape := range shapes {
+		t.Run(name, func(t *testing.T) {
+			table := newTable(t, Config{Connections: n, PerOwner: n})
+			for i := range uint32(n) {
+				k := shape(i)
+				s := &Spec{Orig: k, Reply: k.Reverse()}
+				s.Reply.Proto ^= 1 // never the same as a forward tuple
+				mustInsert(t, table, s, 0, 1)
+			}
+			longest, total := 0, 0
+			for i := range uint32(n) {
+				// One that is there, and one that is not.
+				present, absent := shape(i), shape(i+n)
+				absent.Proto ^= 2
+				for _, k := range []Key{present, absent} {
+					steps := table.searchLength(table.Hash(&k))
+					longest, total = max(longest, steps), total+steps
+				}
+			}
+			if mean := float64(total) / (2 * n); mean > 1.3 || longest > 12 {
+				t.Errorf("%.2f chunks a search on average, %d at worst", mean, longest)
+			}
+		})
+	}
+}
+
+// searchLength is how many chunks a search that finds nothing looks at.
+func (x *index) searchLength(hash uint64) (n int) {
+	c, first, end := x.home(hash)
+	for {
+		if n++; x.chunks[c].passed.Load() == 0 {
+			return n
+		}
+		if c++; c == end {
+			c = first
+		}
+	}
+}
+
 // Tuples that differ in one low byte only, as real ones do, must spread over the index
 // as random ones would: chi-square over its chunks.
 func TestRegularTuplesSpreadEvenly(t *testing.T) {
-	shapes := map[string]func(i uint32) Key{
-		"source ports":     func(i uint32) Key { return Key{SrcPort: uint16(i), DstPort: 80, Proto: wire.ProtoTCP} },
-		"both ports equal": func(i uint32) Key { return Key{SrcPort: uint16(i), DstPort: uint16(i), Proto: wire.ProtoTCP} },
-		"IPv4 sources":     func(i uint32) Key { return Key{Src: v4(i), DstPort: 80, Proto: wire.ProtoTCP} },
-		"IPv4 sources and destinations alike": func(i uint32) Key {
-			return Key{Src: v4(i), Dst: v4(i), DstPort: 80, Proto: wire.ProtoTCP}
-		},
-		"IPv6 prefixes": func(i uint32) Key { return Key{Src: wire.Addr{0x20, 1, 2: byte(i >> 8), 3: byte(i)}} },
-	}
 	for name, shape := range shapes {
 		t.Run(name, func(t *testing.T) {
 			const n = 1 << 16
