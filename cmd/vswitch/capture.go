@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	apiv1 "vswitch/control/api/v1"
@@ -151,8 +152,8 @@ func (o *captureOptions) open(stdout io.Writer) (out captureOutput, finish func(
 }
 
 func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // captureFile writes pcapng. Interfaces are announced when their first packet comes.

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -200,6 +201,8 @@ func readFile(stdin io.Reader, name string) ([]byte, error) {
 func newGet() *cobra.Command {
 	var d daemon
 	var format string
+	var watch bool
+	var interval time.Duration
 	cmd := &cobra.Command{
 		Use:       "get KIND",
 		Short:     "List " + kindList,
@@ -208,6 +211,14 @@ func newGet() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if printers[format] == nil {
 				return fmt.Errorf("-o %q: want table, json or yaml", format)
+			}
+			if watch {
+				if !isKind(args[0], "flows") {
+					return fmt.Errorf("get %s --watch: want flows; the others are listed once", args[0])
+				}
+				return d.call(cmd.Context(), func(c *apiv1.Client) error {
+					return watchFlows(cmd.Context(), c, cmd.OutOrStdout(), format, interval)
+				})
 			}
 			return d.call(cmd.Context(), func(c *apiv1.Client) error {
 				reply, err := c.Get(cmd.Context(), &apiv1.GetRequest{Kind: args[0]}, grpc.MaxCallRecvMsgSize(maxReplyBytes))
@@ -220,6 +231,8 @@ func newGet() *cobra.Command {
 	}
 	d.addFlag(cmd)
 	cmd.Flags().StringVarP(&format, "output", "o", "table", "`FORMAT`: table, json or yaml")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show flows as they change: the busiest on a terminal, else a line for each change (-o json: an object a line)")
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "`TIME` between two looks of --watch")
 	// Its error is a flag that doesn't exist or is completed twice.
 	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err)

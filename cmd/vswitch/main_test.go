@@ -37,11 +37,15 @@ type fakeDaemon struct {
 	rows     map[string][]string
 	applied  []string
 	deleted  []string
+	asked    func() // before each answer to Get
 	captured *apiv1.CaptureRequest
 	traced   string
 }
 
 func (f *fakeDaemon) Get(_ context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {
+	if f.asked != nil {
+		f.asked()
+	}
 	reply := &apiv1.GetReply{}
 	for _, row := range f.rows[r.Kind] {
 		reply.Rows = append(reply.Rows, []byte(row))

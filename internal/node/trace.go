@@ -144,7 +144,7 @@ func (s *story) end(verdict string, reason drop.Reason, pod, node, format string
 
 func (s *story) tell() {
 	o := s.opening
-	s.step("source", "Pod "+podName(s.pod), "%s sends from %s by %s", protocolName(o.Proto), place(o.Src, o.SrcPort), s.pod.Ifname)
+	s.step("source", "Pod "+podName(s.pod), "%s from %s enters by %s", openingName(o.Proto), place(o.Src, o.SrcPort), s.pod.Ifname)
 	if len(s.traced.Sent) == 0 && isGuard(s.reason()) {
 		s.step("guards", "", "the packet is one that no pod may send: %v", s.reason())
 		s.end("dropped", s.reason(), "", "", "dropped under reason %v", s.reason())
@@ -156,6 +156,18 @@ func (s *story) tell() {
 	s.tellService()
 	s.tellRewrite()
 	s.tellOutcome()
+}
+
+func openingName(proto uint8) string {
+	switch proto {
+	case wire.ProtoTCP:
+		return "a TCP SYN"
+	case wire.ProtoUDP:
+		return "a UDP datagram"
+	case wire.ProtoSCTP:
+		return "an SCTP INIT"
+	}
+	return "an echo request"
 }
 
 // isGuard: these are judged by the packet alone (vswitch/guard.go).

@@ -104,6 +104,7 @@ type bench struct {
 	attachments *attachments
 	objects     *objects
 	carrier     *carrier
+	traced      TraceQuery
 	ready       Readiness
 	rows        []any
 	rowsErr     error
@@ -144,8 +145,13 @@ func (b *bench) config() Config {
 		Ready:    func() Readiness { return b.ready },
 		Rows:     func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
 		Gateways: []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")},
-		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, DNSDomain: "cluster.local", GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Log: slog.New(slog.DiscardHandler),
+		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, DNSDomain: "cluster.local", GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Trace: b.trace, Log: slog.New(slog.DiscardHandler),
 	}
+}
+
+func (b *bench) trace(q TraceQuery) (*apiv1.TraceReply, error) {
+	b.traced = q
+	return &apiv1.TraceReply{Outcome: &apiv1.TraceOutcome{Verdict: "delivered"}}, nil
 }
 
 func wantCode(t *testing.T, err error, want codes.Code, texts ...string) {
