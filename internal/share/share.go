@@ -9,7 +9,7 @@ import "sync"
 // Pool is an amount of one thing, such as bytes or questions in progress, and who
 // holds how much of it. Its methods may be called from any goroutine.
 //
-// A holder may have as much as is left free, no more (a dynamic threshold, as
+// A holder may have as much as it leaves free, no more (a dynamic threshold, as
 // shared-memory switches use it: Choudhury and Hahne, 1998). With n holders that
 // take all they get each has 1/(n+1) of the pool, and so much is free for the next
 // one. No list of holders has to be known and no share has to be configured.
@@ -30,7 +30,7 @@ func New[K comparable](capacity int64) *Pool[K] {
 func (p *Pool[K]) Take(k K, n int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n > 0 && p.held[k]+n > p.capacity-p.taken {
+	if n > 0 && p.held[k]+n > p.capacity-p.taken-n {
 		return false
 	}
 	p.add(k, n)

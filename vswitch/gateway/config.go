@@ -13,7 +13,7 @@ import (
 // Defaults, chosen by us. They bound what one pod or one flood can take from the
 // node; none is a limit of a standard.
 const (
-	defaultConnectionsPerPod  = 4096             // two goroutines and, while bytes move, 512 KiB of buffers each
+	defaultConnectionsPerPod  = 4096             // two goroutines each, and buffers by their allowance
 	defaultHalfOpenPerPod     = 256              // dials under way: what a scan or a SYN flood can hold
 	defaultSessionsPerPod     = 4096             // UDP and echo
 	defaultIngressConnections = 16384            // over all services
@@ -95,6 +95,9 @@ type Config struct {
 	IngressConnections int // TCP and UDP from outside, all services: 16,384
 	HostSockets        int // UDP and ping sockets opened for pods, 1,024
 	RingPackets        int // packets waiting for one switch worker, 1,024
+	// MemoryBytes is what all TCP connections together may hold in buffers: default
+	// an eighth of the machine's memory, 64 MiB to 2 GiB.
+	MemoryBytes int64
 
 	// Time limits; zero means the default.
 	DialTimeout       time.Duration // 10 s
@@ -123,6 +126,7 @@ func (c *Config) complete() error {
 	orDefault(&c.IngressConnections, defaultIngressConnections)
 	orDefault(&c.HostSockets, defaultHostSockets)
 	orDefault(&c.RingPackets, defaultRingPackets)
+	orDefault(&c.MemoryBytes, defaultMemoryBytes())
 	orDefault(&c.DialTimeout, defaultDialTimeout)
 	orDefault(&c.TCPIdle, defaultTCPIdle)
 	orDefault(&c.TCPHalfClosedIdle, defaultTCPHalfClosedIdle)
@@ -149,7 +153,7 @@ func (c *Config) complete() error {
 	case c.MAC.IsZero() || c.MAC.IsMulticast():
 		return fmt.Errorf("MAC %v, want a unicast address", c.MAC)
 	case c.ConnectionsPerPod < 0 || c.HalfOpenPerPod < 0 || c.SessionsPerPod < 0 ||
-		c.IngressConnections < 0 || c.HostSockets < 0 || c.RingPackets < 0:
+		c.IngressConnections < 0 || c.HostSockets < 0 || c.RingPackets < 0 || c.MemoryBytes < 0:
 		return errors.New("a cap is negative")
 	case c.DialTimeout < 0 || c.TCPIdle < 0 || c.TCPHalfClosedIdle < 0 || c.UDPIdle < 0 ||
 		c.UDPStreamIdle < 0 || c.NodePortRetry < 0:

@@ -226,7 +226,7 @@ func TestCloseEndsQuestionsInProgress(t *testing.T) {
 	if s := g.Stats(); s.DNSInProgress != 0 || s.DNSConnections != 0 {
 		t.Errorf("after Close: %d questions, %d connections", s.DNSInProgress, s.DNSConnections)
 	}
-	if r := n.Inject(dnsFrame(pod4, 99, "one")); r != drop.EgressDown {
+	if r := g.dns.fromPod(&flow.Key{Src: wire.AddrFrom(pod4)}, []byte("one")); r != drop.EgressDown {
 		t.Errorf("after Close a question is %v, want %v", r, drop.EgressDown)
 	}
 }

@@ -122,6 +122,29 @@ func TestResetReachesTheOtherSide(t *testing.T) {
 	})
 }
 
+// A pod's reset must reach a host that reads nothing, whose socket is full.
+func TestResetReachesAHostThatDoesNotRead(t *testing.T) {
+	g, n := start(t, nil)
+	pod, _ := dial(t, families[0], n)
+	stuck := make(chan struct{})
+	go func() {
+		defer close(stuck)
+		for buf := make([]byte, 1<<20); ; {
+			if _, err := pod.Write(buf); err != nil {
+				return
+			}
+		}
+	}()
+	for last, same := uint64(0), 0; same < 5; time.Sleep(20 * time.Millisecond) {
+		if same++; g.Stats().Bytes != last {
+			last, same = g.Stats().Bytes, 0
+		}
+	}
+	n.AbortPods()
+	<-stuck
+	eventually(t, "connection forgotten", func() bool { return g.Stats().EgressOpen == 0 })
+}
+
 func TestRefusalIsPassedOnAtOnce(t *testing.T) {
 	eachFamily(t, func(t *testing.T, fam family) {
 		g, n := start(t, nil)

@@ -66,6 +66,20 @@ func (c *podConn) watch(mask waiter.EventMask) *eventWait {
 
 func (w *eventWait) stop() { w.wq.EventUnregister(&w.entry) }
 
+// onReset calls f, which must not wait and may be called more than once, when the
+// connection breaks: who waits for the other side's socket would not notice.
+func (c *podConn) onReset(f func()) *eventWait {
+	check := func(waiter.EventMask) {
+		if tcp.EndpointState(c.ep.State()) == tcp.StateError {
+			f()
+		}
+	}
+	w := &eventWait{wq: c.wq, entry: waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, check)}
+	c.wq.EventRegister(&w.entry)
+	check(0) // it may have broken before
+	return w
+}
+
 // read fills b with what is there: io.EOF when the pod has finished sending,
 // errWouldBlock when there is nothing yet.
 func (c *podConn) read(b []byte) (int, error) {
@@ -73,7 +87,6 @@ func (c *podConn) read(b []byte) (int, error) {
 	res, err := c.ep.Read(&w, tcpip.ReadOptions{})
 	switch err.(type) {
 	case nil:
-		c.ep.ModerateRecvBuf(res.Count)
 		return res.Count, nil
 	case *tcpip.ErrWouldBlock:
 		return 0, errWouldBlock
@@ -85,22 +98,35 @@ func (c *podConn) read(b []byte) (int, error) {
 
 var errWouldBlock = errors.New("would block")
 
-// write sends all of b, waiting for room.
-func (c *podConn) write(b []byte, w *eventWait) error {
+// tryWrite sends what there is room for: errWouldBlock if that is not all.
+func (c *podConn) tryWrite(b []byte) (int, error) {
 	var r bytes.Reader
-	for len(b) > 0 {
-		r.Reset(b)
+	sent := 0
+	for sent < len(b) {
+		r.Reset(b[sent:])
 		n, err := c.ep.Write(&r, tcpip.WriteOptions{})
-		b = b[n:]
+		sent += int(n)
 		switch err.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			<-w.ch
+			return sent, errWouldBlock
 		default:
-			return errReset
+			return sent, errReset
 		}
 	}
-	return nil
+	return sent, nil
+}
+
+// write sends all of b, waiting for room.
+func (c *podConn) write(b []byte, w *eventWait) error {
+	for {
+		n, err := c.tryWrite(b)
+		if err != errWouldBlock {
+			return err
+		}
+		b = b[n:]
+		<-w.ch
+	}
 }
 
 // closeWrite tells the pod that nothing more will come.

@@ -24,6 +24,7 @@
 //	listen.go    sockets that listen; healthcheck.go what load balancers ask
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined
+//	memory.go    what they may hold
 //	dns.go       the node's own DNS server
 //	proxy.go     services whose connections end here; proxy_header.go, proxy_pair.go
 //	refuse.go    resets and ICMP errors
@@ -45,6 +46,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"vswitch/internal/share"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/flow"
@@ -62,6 +64,7 @@ type Gateway struct {
 	refuser   *refuser
 	relay     *relay
 	dns       *dnsServer
+	memory    *share.Pool[wire.Addr] // bytes in connections' buffers
 	listeners *listeners
 	exposed   exposed
 	counters  counters
@@ -86,6 +89,7 @@ func New(cfg Config) (*Gateway, error) {
 	g := &Gateway{cfg: cfg, services: newServices()}
 	g.policy = newPolicy(&g.cfg)
 	g.usage = newUsage(&g.cfg)
+	g.memory = share.New[wire.Addr](g.cfg.MemoryBytes)
 	g.listeners = newListeners(g)
 	var err error
 	g.link, err = link.New(link.Config{

@@ -6,6 +6,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -20,7 +22,8 @@ var splicePool = sync.Pool{New: func() any { return new([spliceBytes]byte) }}
 
 // splice joins a host connection and a pod's. Each direction ends by itself, as
 // TCP's do; a reset on either side resets the other. A buffer is held only while
-// bytes are in it, so that thousands of idle connections cost no buffers.
+// bytes are in it, so that thousands of idle connections cost no buffers, and those
+// that stall keep within an allowance.
 type splice struct {
 	host *net.TCPConn
 	pod  *podConn
@@ -29,24 +32,37 @@ type splice struct {
 
 	hostMoved, podMoved *atomic.Uint64 // bytes from each side; nil: nobody asks
 
-	used   atomic.Uint32 // tick of the last byte
-	halves atomic.Int32  // directions that have ended
+	allowed *allowance
+	used    atomic.Uint32 // tick of the last byte
+	halves  atomic.Int32  // directions that have ended
 }
 
 // run moves bytes until both directions have ended. It closes both connections.
 func (s *splice) run() {
 	s.used.Store(s.g.tick.Load())
-	if s.g.begin(s) {
-		var up sync.WaitGroup
-		up.Go(func() { s.end(s.toHost()) })
-		s.end(s.toPod())
-		up.Wait()
-		s.g.connections.remove(s)
-	} else {
+	if s.allowed = newAllowance(s.g.memory, s.pod); s.allowed == nil {
+		s.g.counters.memoryCapped.Add(1)
 		s.abort()
+	} else {
+		defer s.allowed.close()
+		s.join()
 	}
 	s.pod.close()
 	s.host.Close()
+}
+
+func (s *splice) join() {
+	if !s.g.begin(s) {
+		s.abort()
+		return
+	}
+	broken := s.pod.onReset(func() { s.host.SetDeadline(time.Unix(1, 0)) })
+	var up sync.WaitGroup
+	up.Go(func() { s.end(s.toHost()) })
+	s.end(s.toPod())
+	up.Wait()
+	broken.stop()
+	s.g.connections.remove(s)
 }
 
 func (s *splice) end(err error) {
@@ -76,7 +92,7 @@ func (s *splice) toPod() error {
 		var rerr error
 		err := raw.Read(func(fd uintptr) bool {
 			buf = splicePool.Get().(*[spliceBytes]byte)
-			n, rerr = readFD(int(fd), buf[:])
+			n, rerr = readFD(int(fd), buf[:s.allowed.toPodChunk()])
 			if rerr == unix.EAGAIN {
 				splicePool.Put(buf)
 				buf = nil
@@ -86,9 +102,8 @@ func (s *splice) toPod() error {
 		})
 		if err = errors.Join(err, rerr); err == nil && n > 0 {
 			s.moved(n, s.hostMoved)
-			err = s.pod.write(buf[:n], w)
-		}
-		if buf != nil {
+			err = s.give(buf, buf[:n], w)
+		} else if buf != nil {
 			splicePool.Put(buf)
 		}
 		if err != nil {
@@ -99,6 +114,22 @@ func (s *splice) toPod() error {
 			return nil
 		}
 	}
+}
+
+// give sends b, which lies in buf, to the pod, and returns buf.
+func (s *splice) give(buf *[spliceBytes]byte, b []byte, w *eventWait) error {
+	n, err := s.pod.tryWrite(b)
+	if err != errWouldBlock {
+		splicePool.Put(buf)
+		return err
+	}
+	left := s.allowed.keep(buf, b[n:])
+	defer left.release()
+	began := s.g.tick.Load()
+	if err = s.pod.write(left.rest, w); err == nil && s.g.tick.Load()-began <= 1 {
+		s.allowed.growSend() // the pod reads: only the buffer was short
+	}
+	return err
 }
 
 func readFD(fd int, b []byte) (int, error) {
@@ -112,16 +143,21 @@ func readFD(fd int, b []byte) (int, error) {
 
 // toHost copies what the pod sends.
 func (s *splice) toHost() error {
+	raw, err := s.host.SyscallConn()
+	if err != nil {
+		return err
+	}
 	w := s.pod.watch(waiter.ReadableEvents)
 	defer w.stop()
 	for {
 		buf := splicePool.Get().(*[spliceBytes]byte)
-		n, err := s.pod.read(buf[:])
+		n, err := s.pod.read(buf[:s.allowed.toHostChunk()])
 		if n > 0 {
 			s.moved(n, s.podMoved)
-			_, err = s.host.Write(buf[:n])
+			err = s.take(buf, buf[:n], raw)
+		} else {
+			splicePool.Put(buf)
 		}
-		splicePool.Put(buf)
 		switch err {
 		case nil:
 		case errWouldBlock:
@@ -134,7 +170,44 @@ func (s *splice) toHost() error {
 	}
 }
 
-func (s *splice) backend() backend { return s.to }
+// take sends b, which lies in buf, to the host, and returns buf.
+func (s *splice) take(buf *[spliceBytes]byte, b []byte, raw syscall.RawConn) error {
+	n := len(b)
+	b, err := writeHost(raw, b, false)
+	if len(b) == 0 || err != nil {
+		splicePool.Put(buf)
+		s.allowed.received(n, s.g.tick.Load())
+		return err
+	}
+	left := s.allowed.keep(buf, b)
+	defer left.release()
+	_, err = writeHost(raw, left.rest, true)
+	return err
+}
+
+// writeHost sends b to a socket and returns what is left, nothing if it may wait.
+func writeHost(raw syscall.RawConn, b []byte, wait bool) ([]byte, error) {
+	var err error
+	werr := raw.Write(func(fd uintptr) bool {
+		for len(b) > 0 {
+			var n int
+			if n, err = unix.Write(int(fd), b); n > 0 {
+				b = b[n:]
+			}
+			switch err {
+			case nil, unix.EINTR:
+				err = nil
+			case unix.EAGAIN:
+				err = nil
+				return !wait
+			default:
+				return true
+			}
+		}
+		return true
+	})
+	return b, errors.Join(werr, err)
+}
 
 func (s *splice) moved(n int, by *atomic.Uint64) {
 	s.used.Store(s.g.tick.Load())
@@ -151,3 +224,5 @@ func (s *splice) idle(tick, limit, halfClosedLimit uint32) bool {
 	}
 	return tick-s.used.Load() >= limit
 }
+
+func (s *splice) backend() backend { return s.to }

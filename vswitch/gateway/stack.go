@@ -24,9 +24,9 @@ const (
 	nicFragments tcpip.NICID = 2
 )
 
-// Buffers of one TCP endpoint, taken only as bytes wait. Autotuning raises the
-// default towards the maximum, which carries 3 Gb/s over 20 ms; a peer that never
-// reads holds the default.
+// Buffers of one TCP endpoint, taken only as bytes wait. Autotuning, or where a
+// connection has one its allowance, raises them towards the maximum, which carries
+// 3 Gb/s over 20 ms.
 const (
 	bufferMinBytes     = 4 << 10
 	bufferDefaultBytes = 256 << 10

@@ -38,6 +38,9 @@ type Stats struct {
 	DNSInProgress  int    // questions by UDP, now
 	DNSConnections int    // by TCP, now
 
+	MemoryBytes  int64  // of connections' buffers, as allowed now
+	MemoryCapped uint64 // connections that found no room for their first buffers: reset
+
 	Bytes uint64 // moved by TCP, both ways
 }
 
@@ -46,7 +49,7 @@ type counters struct {
 
 	egressDialed, egressRefused, egressFailed, egressCapped, egressForbidden atomic.Uint64
 	ingressTotal, ingressRefused, ingressFailed, ingressForbidden            atomic.Uint64
-	dnsQueries, dnsCapped                                                    atomic.Uint64
+	dnsQueries, dnsCapped, memoryCapped                                      atomic.Uint64
 	sessionsTotal, sessionsRecycled                                          atomic.Uint64
 	datagramsOut, datagramsIn, unsolicited, echoForbidden, bytes             atomic.Uint64
 }
@@ -72,6 +75,8 @@ func (g *Gateway) Stats() Stats {
 
 		DNSQueries: c.dnsQueries.Load(), DNSCapped: c.dnsCapped.Load(),
 		DNSInProgress: int(g.dns.queries.Taken()), DNSConnections: int(g.dns.connections.Taken()),
+
+		MemoryBytes: g.memory.Taken(), MemoryCapped: c.memoryCapped.Load(),
 
 		Bytes: c.bytes.Load(),
 	}

@@ -1,0 +1,167 @@
+package gateway
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"vswitch/internal/share"
+	"vswitch/internal/wire"
+)
+
+// A zero window for ever, on either side: what piles up stays within the pool, half
+// of it for one pod, and another pod's connections go on.
+func TestStalledConnectionsStayWithinTheirMemory(t *testing.T) {
+	const memory = 8 << 20
+	for _, side := range []string{"the pod reads nothing", "the host reads nothing"} {
+		t.Run(side, func(t *testing.T) {
+			g, n := start(t, func(c *Config) { c.MemoryBytes = memory })
+			fam := families[0]
+			over := make(chan struct{})
+			defer close(over)
+			to := hostServer(t, fam, func(c *net.TCPConn) {
+				if side == "the pod reads nothing" {
+					go func() {
+						<-over
+						c.Close()
+					}()
+					for buf := make([]byte, 1<<20); ; {
+						if _, err := c.Write(buf); err != nil {
+							return
+						}
+					}
+				}
+				<-over
+			})
+			pod := n.Pod("10.244.1.66")
+			var open []*gonet.TCPConn
+			for range 100 {
+				c, err := pod.DialTCP(soon(t), to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				open = append(open, c)
+				if side == "the host reads nothing" {
+					go func() {
+						for buf := make([]byte, 1<<20); ; {
+							if _, err := c.Write(buf); err != nil {
+								return
+							}
+						}
+					}()
+				}
+			}
+			eventually(t, "more connections than there is room for", func() bool { return g.Stats().MemoryCapped > 0 })
+			// What moves at all has moved when nothing did for a while.
+			for last, same := uint64(0), 0; same < 5; time.Sleep(50 * time.Millisecond) {
+				s := g.Stats()
+				if s.MemoryBytes > memory/2 {
+					t.Fatalf("one pod holds %d bytes of %d", s.MemoryBytes, memory)
+				}
+				if same++; s.Bytes != last {
+					last, same = s.Bytes, 0
+				}
+			}
+			s := g.Stats()
+			if s.EgressOpen < memory/4/(4*firstBufferBytes+spliceBytes) || s.EgressOpen == len(open) {
+				t.Errorf("%d connections of %d are open in half of %d bytes", s.EgressOpen, len(open), memory)
+			}
+			c, err := n.Pod(pod4.String()).DialTCP(soon(t), hostServer(t, fam, echo))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			exchange(t, c, 4<<20)
+			n.AbortPods()
+			eventually(t, "all given back", func() bool { return g.Stats().MemoryBytes == 0 })
+		})
+	}
+}
+
+// With room for next to nothing bytes still arrive as they were sent.
+func TestTheSmallestBuffersCarryEverything(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam family) {
+		_, n := start(t, func(c *Config) { c.MemoryBytes = 8 * leastBufferBytes })
+		c, err := n.Pod(fam.pod.String()).DialTCP(soon(t), hostServer(t, fam, echo))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		exchange(t, c, 2<<20)
+	})
+}
+
+// A connection that moves what it gets is given more, until it has the most there is.
+func TestBuffersGrowWithUse(t *testing.T) {
+	for _, direction := range []string{"to the pod", "to the host"} {
+		t.Run(direction, func(t *testing.T) {
+			g, n := start(t, func(c *Config) { c.MemoryBytes = 1 << 30 })
+			c, err := n.Pod(pod4.String()).DialTCP(soon(t), hostServer(t, families[0], func(c *net.TCPConn) {
+				if direction == "to the host" {
+					io.Copy(io.Discard, c)
+					return
+				}
+				for buf := make([]byte, 1<<20); ; {
+					if _, err := c.Write(buf); err != nil {
+						return
+					}
+				}
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			eventually(t, "connected", func() bool { return g.Stats().MemoryBytes >= 4*firstBufferBytes })
+			buf := make([]byte, 1<<20)
+			for ctx := soon(t); g.Stats().MemoryBytes < 2<<20; {
+				if ctx.Err() != nil {
+					t.Fatalf("%d bytes allowed after %d were moved", g.Stats().MemoryBytes, g.Stats().Bytes)
+				}
+				if direction == "to the host" {
+					_, err = c.Write(buf)
+				} else {
+					_, err = c.Read(buf)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.Close()
+			n.AbortPods()
+			eventually(t, "all given back", func() bool { return g.Stats().MemoryBytes == 0 })
+		})
+	}
+}
+
+// What an allowance has taken is what its buffers and the way between them need.
+func TestAllowances(t *testing.T) {
+	g, _ := start(t, nil)
+	ep, terr := g.stack.NewEndpoint(tcp.ProtocolNumber, header.IPv4ProtocolNumber, new(waiter.Queue))
+	if terr != nil {
+		t.Fatal(terr)
+	}
+	defer ep.Close()
+	pool := share.New[wire.Addr](1 << 30)
+	a := newAllowance(pool, &podConn{ep: ep})
+	for range 20 {
+		want := a.send + a.receive + min(a.send, spliceBytes) + min(a.receive, spliceBytes)
+		if a.taken != want || pool.Taken() != want {
+			t.Fatalf("buffers of %d and %d: %d taken, want %d", a.send, a.receive, a.taken, want)
+		}
+		a.growSend()
+	}
+	if a.send != bufferMaxBytes {
+		t.Errorf("a buffer grew to %d, want %d", a.send, bufferMaxBytes)
+	}
+	a.close()
+	if pool.Taken() != 0 {
+		t.Errorf("%d taken after close", pool.Taken())
+	}
+}
