@@ -1,6 +1,7 @@
 // Command vswitch is a node's daemon, and the command line that talks to it.
 //
 //	vswitch run          the daemon; package internal/node is what it runs
+//	vswitch upgrade      asks the daemon to go on in a new process
 //	vswitch store        the embedded store; the daemon starts it
 //	vswitch host         the host's own interface; package internal/hostnet
 //	vswitch apply|delete|get|capture|trace|version   clients of the daemon's API
@@ -47,6 +48,6 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newVersion())
+	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newUpgrade(), newVersion())
 	return root
 }

@@ -168,7 +168,10 @@ func TestConnectionsOutliveTheDataplane(t *testing.T) {
 	for round := range 6 {
 		when, replace := "killed", func(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
 		if round%2 == 1 {
-			when, replace = "planned", func(int) error { return c.nodes[0].Daemon().Signal(syscall.SIGHUP) }
+			when, replace = "planned", func(int) error {
+				_, err := c.nodes[0].Vswitch(ctx, "", "upgrade")
+				return err
+			}
 		}
 		pid, err := c.nodes[0].Dataplane()
 		if err != nil {

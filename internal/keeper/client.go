@@ -86,6 +86,13 @@ func (c *Client) Ready() error {
 	return err
 }
 
+// Renew asks the keeper for a planned restart: another process takes this one's
+// place, which is told to hand over when that one is ready to begin.
+func (c *Client) Renew() error {
+	_, _, err := c.ask(request{Op: opRenew}, nil)
+	return err
+}
+
 // Put implements fdstore.Store.
 func (c *Client) Put(name string, fds []int) error {
 	if err := fdstore.CheckName(name); err != nil {

@@ -21,7 +21,6 @@ package keeper
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -76,6 +75,7 @@ type child struct {
 	waiting   chan struct{} // closed when it has asked to begin
 	begin     chan struct{} // closed when it may begin
 	ready     chan struct{} // closed when it said that it is
+	renew     chan struct{} // the keeper's: a token for a planned restart
 	readyOnce sync.Once
 	readyAt   time.Time     // valid once ready is closed
 	exited    chan struct{} // closed when it has ended
@@ -88,6 +88,7 @@ type keeper struct {
 	cfg   Config
 	store fdstore.Memory
 	early int // ends in a row that came early
+	renew chan struct{}
 }
 
 // Run keeps a child running until ctx ends, which is not an error, or the first
@@ -96,7 +97,7 @@ func Run(ctx context.Context, cfg Config) error {
 	// Children get the kill signal when this thread ends, not when the process does.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &keeper{cfg: cfg}
+	k := &keeper{cfg: cfg, renew: make(chan struct{}, 1)}
 	defer k.store.Close()
 	current, err := k.start()
 	if err != nil {
@@ -114,7 +115,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return current.stop(syscall.SIGTERM, stopTimeout)
 		case <-current.done:
 			state := current.cmd.ProcessState
-			if first = first && !isClosed(current.ready); first {
+			if first && !isClosed(current.ready) {
 				return &ExitError{state.ExitCode()}
 			}
 			cfg.Log.Error("the dataplane ended; starting it again", "pid", state.Pid(), "state", state.String())
@@ -122,12 +123,14 @@ func Run(ctx context.Context, cfg Config) error {
 				return nil // told to stop meanwhile
 			}
 		case <-cfg.Restart:
-			first = first && !isClosed(current.ready)
-			if next, err = k.replace(ctx, current); err != nil {
-				cfg.Log.Error("restart refused; the dataplane stays", "err", err)
-				continue
-			}
+			next = k.replace(ctx, current)
+		case <-k.renew:
+			next = k.replace(ctx, current)
 		}
+		if next == nil {
+			continue // the restart was refused
+		}
+		first = false
 		close(next.begin)
 		current = next
 	}
@@ -149,7 +152,7 @@ func (k *keeper) start() (*child, error) {
 	c := &child{
 		cmd:     exec.Command(command[0], command[1:]...),
 		waiting: make(chan struct{}), begin: make(chan struct{}), ready: make(chan struct{}),
-		exited: make(chan struct{}), done: make(chan struct{}),
+		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew,
 	}
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.cmd.Env = append(os.Environ(), versionEnv+"="+version)
@@ -201,26 +204,29 @@ func (k *keeper) successor(ctx context.Context, ended *child) *child {
 }
 
 // replace starts a successor, ends the current child once that waits, and returns
-// the successor. After an error the current child goes on.
-func (k *keeper) replace(ctx context.Context, current *child) (*child, error) {
+// the successor; nil: it is of no use, and the current child goes on.
+func (k *keeper) replace(ctx context.Context, current *child) *child {
 	next, err := k.start()
 	if err != nil {
-		return nil, err
+		k.cfg.Log.Error("restart refused; the dataplane stays", "err", err)
+		return nil
 	}
 	k.cfg.Log.Info("planned restart", "pid", current.cmd.Process.Pid, "next", next.cmd.Process.Pid)
 	select {
 	case <-next.waiting:
 	case <-next.done:
-		return nil, fmt.Errorf("the new dataplane ended before it began: %s", next.cmd.ProcessState)
+		k.cfg.Log.Error("restart refused: the new dataplane ended before it began; the old one stays", "state", next.cmd.ProcessState.String())
+		return nil
 	case <-current.done: // by itself, just now
-		return next, nil
+		return next
 	case <-ctx.Done():
-		return nil, errors.Join(context.Cause(ctx), next.stop(syscall.SIGKILL, stopTimeout))
+		_ = next.stop(syscall.SIGKILL, stopTimeout)
+		return nil
 	}
 	if err := current.stop(HandOver, handOverTimeout); err != nil {
 		k.cfg.Log.Warn("the dataplane did not end as it should", "err", err)
 	}
-	return next, nil
+	return next
 }
 
 // lasted reports whether the child was of use for a time.

@@ -31,6 +31,7 @@ const (
 	opGet    op = "get"    //
 	opRemove op = "remove" //
 	opNames  op = "names"  // in pages: those behind Name
+	opRenew  op = "renew"  // a planned restart
 	opBind   op = "bind"   // a socket at an address that needs privilege
 )
 

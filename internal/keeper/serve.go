@@ -58,6 +58,11 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 		err = s.Remove(q.Name)
 	case opNames:
 		r.Names, r.More, err = page(s, q.Name)
+	case opRenew:
+		select {
+		case c.renew <- struct{}{}:
+		default: // asked for already
+		}
 	case opBind:
 		var fd int
 		if fd, err = open(q.Bind); err == nil {

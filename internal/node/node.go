@@ -52,6 +52,8 @@ type Keeper interface {
 	Begin(context.Context) error
 	// Ready says that this one forwards.
 	Ready() error
+	// Renew asks for a successor.
+	Renew() error
 }
 
 // node is one being put together. Fields are set by the step named beside them

@@ -103,8 +103,12 @@ func (n *node) openAPI() error {
 	n.tracer = &tracer{
 		node: n.cfg.Node, ports: n.ports, attachments: n.attachments, fib: n.fib, dataplane: n.dataplane, objects: n.controller,
 	}
+	var upgrade func() error
+	if n.opt.Keeper != nil {
+		upgrade = n.opt.Keeper.Renew
+	}
 	api, err := nodeapi.Start(nodeapi.Config{
-		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version,
+		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version, Upgrade: upgrade,
 		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows, Trace: n.tracer.Trace,
 		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
 		GatewayMAC: vswitch.GatewayMAC.String(), Log: n.log,

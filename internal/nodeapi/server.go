@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"vswitch/control"
 	apiv1 "vswitch/control/api/v1"
@@ -73,7 +75,10 @@ type Config struct {
 	DNSDomain string
 	// HostRoutes are the ranges that an attached host reaches by the switch.
 	HostRoutes []netip.Prefix
-	Log        *slog.Logger
+	// Upgrade asks for another process in the place of this one; nil: there is nobody
+	// to ask.
+	Upgrade func() error
+	Log     *slog.Logger
 }
 
 // UnknownKindError names the kinds there are.
@@ -195,6 +200,17 @@ func (s *Server) Version(context.Context, *apiv1.VersionRequest) (*apiv1.Version
 	return &apiv1.VersionReply{
 		Version: s.cfg.Version, GoVersion: runtime.Version(), Node: s.cfg.Node, Pid: uint32(os.Getpid()),
 	}, nil
+}
+
+// Upgrade implements apiv1.NodeServer.
+func (s *Server) Upgrade(context.Context, *apiv1.UpgradeRequest) (*apiv1.UpgradeReply, error) {
+	if s.cfg.Upgrade == nil {
+		return nil, status.Error(codes.FailedPrecondition, "the daemon runs without a keeper: stop it and start it again")
+	}
+	if err := s.cfg.Upgrade(); err != nil {
+		return nil, internal(err)
+	}
+	return &apiv1.UpgradeReply{Pid: uint32(os.Getpid())}, nil
 }
 
 // Status implements apiv1.NodeServer.

@@ -2180,6 +2180,87 @@ func (x *TraceOutcome) GetReason() string {
 	return ""
 }
 
+type UpgradeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_vswitch_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{32}
+}
+
+type UpgradeReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the process that answers, which will be replaced.
+	Pid           uint32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeReply) Reset() {
+	*x = UpgradeReply{}
+	mi := &file_vswitch_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeReply) ProtoMessage() {}
+
+func (x *UpgradeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vswitch_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeReply.ProtoReflect.Descriptor instead.
+func (*UpgradeReply) Descriptor() ([]byte, []int) {
+	return file_vswitch_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *UpgradeReply) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type VersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2188,7 +2269,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_vswitch_proto_msgTypes[32]
+	mi := &file_vswitch_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2281,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[32]
+	mi := &file_vswitch_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2294,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{32}
+	return file_vswitch_proto_rawDescGZIP(), []int{34}
 }
 
 type VersionReply struct {
@@ -2228,7 +2309,7 @@ type VersionReply struct {
 
 func (x *VersionReply) Reset() {
 	*x = VersionReply{}
-	mi := &file_vswitch_proto_msgTypes[33]
+	mi := &file_vswitch_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2321,7 @@ func (x *VersionReply) String() string {
 func (*VersionReply) ProtoMessage() {}
 
 func (x *VersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vswitch_proto_msgTypes[33]
+	mi := &file_vswitch_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2334,7 @@ func (x *VersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionReply.ProtoReflect.Descriptor instead.
 func (*VersionReply) Descriptor() ([]byte, []int) {
-	return file_vswitch_proto_rawDescGZIP(), []int{33}
+	return file_vswitch_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VersionReply) GetVersion() string {
@@ -2446,6 +2527,9 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x10\n" +
+	"\x0eUpgradeRequest\" \n" +
+	"\fUpgradeReply\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x10\n" +
 	"\x0eVersionRequest\"m\n" +
 	"\fVersionReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
@@ -2457,7 +2541,7 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCHANGE_CREATED\x10\x01\x12\x15\n" +
 	"\x11CHANGE_CONFIGURED\x10\x02\x12\x14\n" +
-	"\x10CHANGE_UNCHANGED\x10\x032\xfc\x05\n" +
+	"\x10CHANGE_UNCHANGED\x10\x032\xbd\x06\n" +
 	"\x04Node\x12<\n" +
 	"\x06AddPod\x12\x19.vswitch.v1.AddPodRequest\x1a\x17.vswitch.v1.AddPodReply\x12<\n" +
 	"\x06DelPod\x12\x19.vswitch.v1.DelPodRequest\x1a\x17.vswitch.v1.DelPodReply\x12B\n" +
@@ -2470,7 +2554,8 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x03Get\x12\x16.vswitch.v1.GetRequest\x1a\x14.vswitch.v1.GetReply\x12A\n" +
 	"\aCapture\x12\x1a.vswitch.v1.CaptureRequest\x1a\x18.vswitch.v1.CaptureReply0\x01\x129\n" +
 	"\x05Trace\x12\x18.vswitch.v1.TraceRequest\x1a\x16.vswitch.v1.TraceReply\x12?\n" +
-	"\aVersion\x12\x1a.vswitch.v1.VersionRequest\x1a\x18.vswitch.v1.VersionReplyB\x1eZ\x1cvswitch/control/api/v1;apiv1b\x06proto3"
+	"\aVersion\x12\x1a.vswitch.v1.VersionRequest\x1a\x18.vswitch.v1.VersionReply\x12?\n" +
+	"\aUpgrade\x12\x1a.vswitch.v1.UpgradeRequest\x1a\x18.vswitch.v1.UpgradeReplyB\x1eZ\x1cvswitch/control/api/v1;apiv1b\x06proto3"
 
 var (
 	file_vswitch_proto_rawDescOnce sync.Once
@@ -2485,7 +2570,7 @@ func file_vswitch_proto_rawDescGZIP() []byte {
 }
 
 var file_vswitch_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_vswitch_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_vswitch_proto_goTypes = []any{
 	(Change)(0),                    // 0: vswitch.v1.Change
 	(*AttachmentKey)(nil),          // 1: vswitch.v1.AttachmentKey
@@ -2520,15 +2605,17 @@ var file_vswitch_proto_goTypes = []any{
 	(*TraceReply)(nil),             // 30: vswitch.v1.TraceReply
 	(*TraceStep)(nil),              // 31: vswitch.v1.TraceStep
 	(*TraceOutcome)(nil),           // 32: vswitch.v1.TraceOutcome
-	(*VersionRequest)(nil),         // 33: vswitch.v1.VersionRequest
-	(*VersionReply)(nil),           // 34: vswitch.v1.VersionReply
-	nil,                            // 35: vswitch.v1.Pod.LabelsEntry
+	(*UpgradeRequest)(nil),         // 33: vswitch.v1.UpgradeRequest
+	(*UpgradeReply)(nil),           // 34: vswitch.v1.UpgradeReply
+	(*VersionRequest)(nil),         // 35: vswitch.v1.VersionRequest
+	(*VersionReply)(nil),           // 36: vswitch.v1.VersionReply
+	nil,                            // 37: vswitch.v1.Pod.LabelsEntry
 }
 var file_vswitch_proto_depIdxs = []int32{
 	1,  // 0: vswitch.v1.Attachment.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 1: vswitch.v1.Attachment.pod:type_name -> vswitch.v1.Pod
 	5,  // 2: vswitch.v1.Attachment.port_mappings:type_name -> vswitch.v1.PortMapping
-	35, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
+	37, // 3: vswitch.v1.Pod.labels:type_name -> vswitch.v1.Pod.LabelsEntry
 	1,  // 4: vswitch.v1.AddPodRequest.key:type_name -> vswitch.v1.AttachmentKey
 	3,  // 5: vswitch.v1.AddPodRequest.pod:type_name -> vswitch.v1.Pod
 	5,  // 6: vswitch.v1.AddPodRequest.port_mappings:type_name -> vswitch.v1.PortMapping
@@ -2557,21 +2644,23 @@ var file_vswitch_proto_depIdxs = []int32{
 	24, // 29: vswitch.v1.Node.Get:input_type -> vswitch.v1.GetRequest
 	26, // 30: vswitch.v1.Node.Capture:input_type -> vswitch.v1.CaptureRequest
 	29, // 31: vswitch.v1.Node.Trace:input_type -> vswitch.v1.TraceRequest
-	33, // 32: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
-	6,  // 33: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
-	9,  // 34: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
-	11, // 35: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
-	13, // 36: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
-	15, // 37: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
-	18, // 38: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
-	20, // 39: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
-	23, // 40: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
-	25, // 41: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
-	27, // 42: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
-	30, // 43: vswitch.v1.Node.Trace:output_type -> vswitch.v1.TraceReply
-	34, // 44: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
-	33, // [33:45] is the sub-list for method output_type
-	21, // [21:33] is the sub-list for method input_type
+	35, // 32: vswitch.v1.Node.Version:input_type -> vswitch.v1.VersionRequest
+	33, // 33: vswitch.v1.Node.Upgrade:input_type -> vswitch.v1.UpgradeRequest
+	6,  // 34: vswitch.v1.Node.AddPod:output_type -> vswitch.v1.AddPodReply
+	9,  // 35: vswitch.v1.Node.DelPod:output_type -> vswitch.v1.DelPodReply
+	11, // 36: vswitch.v1.Node.CheckPod:output_type -> vswitch.v1.CheckPodReply
+	13, // 37: vswitch.v1.Node.Status:output_type -> vswitch.v1.StatusReply
+	15, // 38: vswitch.v1.Node.GC:output_type -> vswitch.v1.GCReply
+	18, // 39: vswitch.v1.Node.ListAttachments:output_type -> vswitch.v1.ListAttachmentsReply
+	20, // 40: vswitch.v1.Node.Apply:output_type -> vswitch.v1.ApplyReply
+	23, // 41: vswitch.v1.Node.Delete:output_type -> vswitch.v1.DeleteReply
+	25, // 42: vswitch.v1.Node.Get:output_type -> vswitch.v1.GetReply
+	27, // 43: vswitch.v1.Node.Capture:output_type -> vswitch.v1.CaptureReply
+	30, // 44: vswitch.v1.Node.Trace:output_type -> vswitch.v1.TraceReply
+	36, // 45: vswitch.v1.Node.Version:output_type -> vswitch.v1.VersionReply
+	34, // 46: vswitch.v1.Node.Upgrade:output_type -> vswitch.v1.UpgradeReply
+	34, // [34:47] is the sub-list for method output_type
+	21, // [21:34] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
 	21, // [21:21] is the sub-list for extension extendee
 	0,  // [0:21] is the sub-list for field type_name
@@ -2588,7 +2677,7 @@ func file_vswitch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vswitch_proto_rawDesc), len(file_vswitch_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

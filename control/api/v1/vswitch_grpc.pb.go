@@ -46,6 +46,7 @@ const (
 	Node_Capture_FullMethodName         = "/vswitch.v1.Node/Capture"
 	Node_Trace_FullMethodName           = "/vswitch.v1.Node/Trace"
 	Node_Version_FullMethodName         = "/vswitch.v1.Node/Version"
+	Node_Upgrade_FullMethodName         = "/vswitch.v1.Node/Upgrade"
 )
 
 // NodeClient is the client API for Node service.
@@ -100,6 +101,12 @@ type NodeClient interface {
 	Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceReply, error)
 	// Version tells the daemon's build.
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionReply, error)
+	// Upgrade has the daemon go on in a new process of the program that lies in its
+	// place, another version perhaps. The answer says that it was asked for; Version
+	// then comes from another process, or after a failure from the same, with the
+	// reason in the daemon's log.
+	// FAILED_PRECONDITION: the daemon runs without a keeper.
+	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeReply, error)
 }
 
 type nodeClient struct {
@@ -239,6 +246,16 @@ func (c *nodeClient) Version(ctx context.Context, in *VersionRequest, opts ...gr
 	return out, nil
 }
 
+func (c *nodeClient) Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpgradeReply)
+	err := c.cc.Invoke(ctx, Node_Upgrade_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -291,6 +308,12 @@ type NodeServer interface {
 	Trace(context.Context, *TraceRequest) (*TraceReply, error)
 	// Version tells the daemon's build.
 	Version(context.Context, *VersionRequest) (*VersionReply, error)
+	// Upgrade has the daemon go on in a new process of the program that lies in its
+	// place, another version perhaps. The answer says that it was asked for; Version
+	// then comes from another process, or after a failure from the same, with the
+	// reason in the daemon's log.
+	// FAILED_PRECONDITION: the daemon runs without a keeper.
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeReply, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -336,6 +359,9 @@ func (UnimplementedNodeServer) Trace(context.Context, *TraceRequest) (*TraceRepl
 }
 func (UnimplementedNodeServer) Version(context.Context, *VersionRequest) (*VersionReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
+}
+func (UnimplementedNodeServer) Upgrade(context.Context, *UpgradeRequest) (*UpgradeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -567,6 +593,24 @@ func _Node_Version_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpgradeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Upgrade(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Upgrade_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Upgrade(ctx, req.(*UpgradeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -617,6 +661,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Version",
 			Handler:    _Node_Version_Handler,
+		},
+		{
+			MethodName: "Upgrade",
+			Handler:    _Node_Upgrade_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
