@@ -20,6 +20,9 @@ const spliceBytes = 256 << 10
 
 var splicePool = sync.Pool{New: func() any { return new([spliceBytes]byte) }}
 
+// resetGrace is how long the host may take to read what a pod sent before its reset.
+const resetGrace = time.Second
+
 // splice joins a host connection and a pod's. Each direction ends by itself, as
 // TCP's do; a reset on either side resets the other. A buffer is held only while
 // bytes are in it, so that thousands of idle connections cost no buffers, and those
@@ -56,7 +59,7 @@ func (s *splice) join() {
 		s.abort()
 		return
 	}
-	broken := s.pod.onReset(func() { s.host.SetDeadline(time.Unix(1, 0)) })
+	broken := s.pod.onReset(func() { s.host.SetDeadline(time.Now().Add(resetGrace)) })
 	var up sync.WaitGroup
 	up.Go(func() { s.end(s.toHost()) })
 	s.end(s.toPod())
