@@ -155,6 +155,16 @@ func (s *Switch) SetFacts(f Facts) {
 	s.facts.Store(n)
 }
 
+// Settle waits until every frame that workers had in hand when it was called has been
+// decided. Whoever takes something away that a first packet could be given, an
+// endpoint say, settles before he looks for the flows that were given it: a
+// worker that had it just before has installed its flow by then.
+func (s *Switch) Settle() {
+	for _, w := range s.workers {
+		w.do(func() {})
+	}
+}
+
 // AddPort opens a port to traffic and returns its id, the index of its next hop
 // in the FIB. It takes the queues, also when it fails.
 func (s *Switch) AddPort(c PortConfig) (uint32, error) {

@@ -347,3 +347,33 @@ func TestVerdictsAreThoseOfAModelWithoutCache(t *testing.T) {
 	}
 
 }
+
+// A worker that was given an endpoint just before it went installs the flow after
+// that; whoever settles first finds it.
+func TestSettleWaitsForFirstPacketsUnderWay(t *testing.T) {
+	b := newBed(t)
+	picking, gone := make(chan struct{}), make(chan struct{})
+	b.services.mu.Lock()
+	b.services.choose = func(*flow.Key) (flow.Endpoint, drop.Reason) {
+		close(picking)
+		<-gone
+		return flow.Endpoint{Addr: wire.AddrFrom(podB4), Port: 8080, ID: 7}, drop.None
+	}
+	b.services.mu.Unlock()
+	b.queues["a"].Inject(owned(fromA(wiretest.Packet{Dst: vip4, Proto: 17, SrcPort: 40000, DstPort: 80}).Frame()))
+	<-picking // from here on nobody is given the endpoint any more
+	settled := make(chan struct{})
+	go func() { b.sw.Settle(); close(settled) }()
+	select {
+	case <-settled:
+		t.Fatal("settled with a first packet under way")
+	default:
+	}
+	close(gone)
+	<-settled
+	if n := b.flows.DeleteFunc(func(i *flow.Info) bool { return i.Endpoint == 7 }); n != 1 {
+		t.Errorf("%d flows to the endpoint found, want 1", n)
+	}
+	b.sw.Close()
+	b.sw.Settle() // does not wait for workers that have stopped
+}

@@ -28,7 +28,7 @@ type dataplane struct {
 	flows   *flow.Table
 	tunnel  tunnelPeers
 	gateway serviceTable
-	sw      interface{ SetFacts(vswitch.Facts) }
+	sw      switcher
 	facts   vswitch.Facts // of this node alone; peers' tunnel ports are added
 
 	forgetting *forgetting // flows to endpoints that have gone
@@ -65,6 +65,12 @@ type peer struct {
 
 var _ control.Dataplane = (*dataplane)(nil)
 
+// switcher is the part of the switch that the dataplane tells things.
+type switcher interface {
+	SetFacts(vswitch.Facts)
+	Settle()
+}
+
 // newDataplane makes the dataplane of a node at the underlay addresses given.
 func newDataplane(node string, underlays []netip.Addr, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
 	d := &dataplane{
@@ -80,7 +86,8 @@ func newDataplane(node string, underlays []netip.Addr, f *fib.Table, flows *flow
 }
 
 // serve lets the dataplane reach gateway and switch, which are made after it.
-func (d *dataplane) serve(g serviceTable, sw interface{ SetFacts(vswitch.Facts) }, facts vswitch.Facts) {
+func (d *dataplane) serve(g serviceTable, sw switcher, facts vswitch.Facts) {
+	d.forgetting.serve(sw.Settle)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.gateway, d.sw, d.facts = g, sw, facts

@@ -85,6 +85,7 @@ func (g *table) tell(old, next gateway.Service) {
 type facts struct{ last vswitch.Facts }
 
 func (f *facts) SetFacts(x vswitch.Facts) { f.last = x }
+func (f *facts) Settle()                  {}
 
 type bench struct {
 	*dataplane

@@ -19,8 +19,16 @@ type forgetting struct {
 	isNode func(netip.Addr) bool
 	wake   chan struct{} // holds a token while something waits
 
-	mu    sync.Mutex
-	stale map[target]struct{} // guarded by mu
+	mu     sync.Mutex
+	stale  map[target]struct{} // guarded by mu
+	settle func()              // vswitch.Switch.Settle, once there is one; guarded by mu
+}
+
+// serve lets it wait for workers that were given an endpoint just before it went.
+func (f *forgetting) serve(settle func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.settle = settle
 }
 
 // target is one way to an endpoint: by a service's address, or by a node port at
@@ -71,14 +79,18 @@ func (f *forgetting) run(ctx context.Context) error {
 	}
 }
 
-// once forgets what add has noted so far. The services give no new flow to it by now.
+// once forgets what add has noted so far. The services give no new flow to it by
+// now, and those that were being made when it went are in the table.
 func (f *forgetting) once() {
 	f.mu.Lock()
-	stale := f.stale
+	stale, settle := f.stale, f.settle
 	f.stale = map[target]struct{}{}
 	f.mu.Unlock()
 	if len(stale) == 0 {
 		return
+	}
+	if settle != nil {
+		settle()
 	}
 	f.flows.DeleteFunc(func(i *flow.Info) bool {
 		if i.Endpoint == 0 {
