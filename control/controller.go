@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -32,8 +33,8 @@ type Self struct {
 type ControllerConfig struct {
 	Self      Self
 	Dataplane Dataplane
-	Save      func([]Object) error // keeps the last good objects for the next start; nil: not kept
-	Log       *slog.Logger         // nil: slog.Default()
+	Save      func(iter.Seq[Object]) error // keeps the last good objects for the next start; nil: not kept
+	Log       *slog.Logger                 // nil: slog.Default()
 	Reconcile ReconcilerConfig
 }
 

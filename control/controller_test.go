@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"sync"
 	"testing"
@@ -62,11 +63,11 @@ func runController(t *testing.T, restore ...Object) *running {
 	r := &running{dp: &lockedDataplane{strictDataplane: newStrictDataplane()}}
 	r.Controller = NewController(ControllerConfig{
 		Self: testSelf, Dataplane: r.dp, Log: discard(),
-		Save: func(objs []Object) error {
+		Save: func(objs iter.Seq[Object]) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if r.fail == nil {
-				r.saves = append(r.saves, objs)
+				r.saves = append(r.saves, slices.Collect(objs))
 			}
 			return r.fail
 		},

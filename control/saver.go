@@ -1,6 +1,7 @@
 package control
 
 import (
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -64,7 +65,7 @@ func (u *unsaved) apply(kept map[Key]Object) map[Key]Object {
 // starts and stops it. A save that failed is tried again with the next change; the
 // failure is logged when it begins.
 type saver struct {
-	save func([]Object) error
+	save func(iter.Seq[Object]) error
 	log  *slog.Logger
 	work chan unsaved
 	done chan struct{}
@@ -72,7 +73,7 @@ type saver struct {
 	next time.Time    // not before
 }
 
-func (s *saver) start(save func([]Object) error, log *slog.Logger) {
+func (s *saver) start(save func(iter.Seq[Object]) error, log *slog.Logger) {
 	if save == nil {
 		return
 	}
@@ -86,7 +87,7 @@ func (s *saver) start(save func([]Object) error, log *slog.Logger) {
 			began := time.Now()
 			kept = u.apply(kept)
 			u = unsaved{} // a list is as large as what is kept of it
-			err := s.save(sortedObjects(kept))
+			err := s.save(ordered(kept))
 			if err != nil && !failing {
 				s.log.Error("last good state not saved", "err", err)
 			}
@@ -96,12 +97,15 @@ func (s *saver) start(save func([]Object) error, log *slog.Logger) {
 	}()
 }
 
-func sortedObjects(kept map[Key]Object) []Object {
-	out := make([]Object, 0, len(kept))
-	for _, k := range slices.SortedFunc(maps.Keys(kept), Key.compare) {
-		out = append(out, kept[k])
+// ordered goes through objects by key.
+func ordered(kept map[Key]Object) iter.Seq[Object] {
+	return func(yield func(Object) bool) {
+		for _, k := range slices.SortedFunc(maps.Keys(kept), Key.compare) {
+			if !yield(kept[k]) {
+				return
+			}
+		}
 	}
-	return out
 }
 
 // offer hands over what is not saved yet if it is time, and returns when to offer

@@ -11,7 +11,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"iter"
 
 	"vswitch/control"
 	"vswitch/control/statefile"
@@ -29,17 +31,31 @@ func file(path string) statefile.File {
 	return statefile.File{Path: path, Kind: "snapshot", Version: version}
 }
 
-// Save replaces the snapshot. After an error the old one stands.
-func Save(path string, objs []control.Object) error {
-	records := make([]record, len(objs))
-	for i, o := range objs {
-		js, err := control.Encode(o)
-		if err != nil {
-			return fmt.Errorf("snapshot: %w", err)
+// Save replaces the snapshot, an object at a time. After an error the old one
+// stands.
+func Save(path string, objs iter.Seq[control.Object]) error {
+	err := file(path).WriteFrom(func(w io.Writer) error {
+		before := "["
+		for o := range objs {
+			js, err := control.Encode(o)
+			if err != nil {
+				return err
+			}
+			// A record, put together by hand: marshalling it would copy the object again.
+			if _, err := fmt.Fprintf(w, `%s{"kind":%q,"object":%s}`, before, control.KindOf(o), js); err != nil {
+				return err
+			}
+			before = ","
 		}
-		records[i] = record{control.KindOf(o).String(), js}
-	}
-	if err := file(path).Write(records); err != nil {
+		if before == "[" {
+			before = "[]"
+		} else {
+			before = "]"
+		}
+		_, err := io.WriteString(w, before)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	return nil

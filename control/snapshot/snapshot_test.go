@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,7 +46,7 @@ func TestObjectsComeBackAsTheyWere(t *testing.T) {
 	want = append(want, control.NewPod(control.PodInfo{
 		Node: "a", Namespace: "default", Name: "p", ContainerID: "c", Interface: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
 	}))
-	if err := Save(path, want); err != nil {
+	if err := Save(path, slices.Values(want)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Load(path)
@@ -74,7 +75,7 @@ func TestDamagedSnapshotIsSaidAndSetAside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Save(path, objs); err != nil {
+	if err := Save(path, slices.Values(objs)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(path, 100); err != nil {

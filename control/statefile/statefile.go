@@ -11,15 +11,18 @@
 package statefile
 
 import (
+	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // File names a value on disk: where, what, and in which version of its form.
@@ -59,11 +62,45 @@ func (f File) Write(v any) error {
 	if err != nil {
 		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
 	}
-	text, err := json.Marshal(envelope{f.Kind, f.Version, checksum(data), data})
+	return f.WriteFrom(func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// bufferBytes gathers what is written in small pieces.
+const bufferBytes = 64 << 10
+
+// WriteFrom replaces the file by what data writes, which must be one JSON value
+// without space around it. It is never in memory as a whole. After an error, which
+// may be data's, the old value stands.
+func (f File) WriteFrom(data func(io.Writer) error) error {
+	kind, err := json.Marshal(f.Kind)
 	if err != nil {
 		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
 	}
-	if err := replace(f.Path, append(text, '\n')); err != nil {
+	head := fmt.Sprintf(`{"kind":%s,"version":%d,"sha256":"`, kind, f.Version)
+	err = replace(f.Path, func(out *os.File) error {
+		// The checksum stands before what it is of, and is known after.
+		room := strings.Repeat("0", hex.EncodedLen(sha256.Size))
+		if _, err := out.WriteString(head + room + `","data":`); err != nil {
+			return err
+		}
+		sum := sha256.New()
+		w := bufio.NewWriterSize(io.MultiWriter(out, sum), bufferBytes)
+		if err := data(w); err != nil {
+			return err
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		if _, err := out.WriteString("}\n"); err != nil {
+			return err
+		}
+		_, err := out.WriteAt([]byte(hex.EncodeToString(sum.Sum(nil))), int64(len(head)))
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("statefile: write %s: %w", f.Path, err)
 	}
 	return nil
@@ -111,9 +148,9 @@ func checksum(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// replace writes text beside path and renames it there. The name aside is fixed,
-// so that a crash leaves one such file at most.
-func replace(path string, text []byte) (err error) {
+// replace has a file written beside path and renames it there. The name aside is
+// fixed, so that a crash leaves one such file at most.
+func replace(path string, write func(*os.File) error) (err error) {
 	aside := path + ".new"
 	out, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -124,8 +161,7 @@ func replace(path string, text []byte) (err error) {
 			_ = os.Remove(aside)
 		}
 	}()
-	_, err = out.Write(text)
-	if err == nil {
+	if err = write(out); err == nil {
 		err = out.Sync()
 	}
 	if cerr := out.Close(); err == nil {

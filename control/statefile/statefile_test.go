@@ -2,7 +2,9 @@ package statefile
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -95,6 +97,51 @@ func TestFileOfAnotherKindOrVersionIsDamage(t *testing.T) {
 		if err := f.Read(&value{}); !errors.As(err, &damaged) || !strings.Contains(err.Error(), "want") {
 			t.Errorf("%+v: %v, want a *DamagedError that says what it wants", other, err)
 		}
+	}
+}
+
+// What is written in pieces reads as if it had been written whole; an error in the
+// middle leaves the old value.
+func TestWriteFromPieces(t *testing.T) {
+	f := testFile(t)
+	whole := value{Name: strings.Repeat("long <&> \u2028 ", 20_000)}
+	if err := f.Write(whole); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(f.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := json.Marshal(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pieces := func(fail error) func(io.Writer) error {
+		return func(w io.Writer) error {
+			for i, b := range js {
+				if i == len(js)/2 && fail != nil {
+					return fail
+				}
+				if _, err := w.Write([]byte{b}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	if err := f.WriteFrom(pieces(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(f.Path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("in pieces %d bytes, whole %d, or they differ (%v)", len(got), len(want), err)
+	}
+	cause := errors.New("no more")
+	if err := f.WriteFrom(pieces(cause)); !errors.Is(err, cause) {
+		t.Errorf("error %v, want %v", err, cause)
+	}
+	var got value
+	if err := f.Read(&got); err != nil || got.Name != whole.Name {
+		t.Errorf("after a write that failed: %v, want the old value", err)
 	}
 }
 

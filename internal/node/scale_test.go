@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -119,7 +120,7 @@ func (d tellingDataplane) PutService(s control.Service) error {
 	return err
 }
 
-func startCluster(b *testing.B, save func([]control.Object) error) *cluster {
+func startCluster(b *testing.B, save func(iter.Seq[control.Object]) error) *cluster {
 	flows, err := flow.New(flow.Config{Connections: 64})
 	if err != nil {
 		b.Fatal(err)
@@ -207,7 +208,7 @@ func heap() uint64 {
 // while the last good objects are saved as a node saves them.
 func BenchmarkEndpointChange(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "snapshot")
-	c := startCluster(b, func(objs []control.Object) error { return snapshot.Save(path, objs) })
+	c := startCluster(b, func(objs iter.Seq[control.Object]) error { return snapshot.Save(path, objs) })
 	c.load(b, manyObjects(false))
 	c.watched = true
 	var all []time.Duration

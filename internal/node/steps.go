@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"net"
 	"net/netip"
 	"net/url"
@@ -67,7 +68,7 @@ func (n *node) openController() error {
 			IsNameServer: n.isNameServer,
 		},
 		Dataplane: n.dataplane,
-		Save:      func(objs []control.Object) error { return snapshot.Save(path, objs) },
+		Save:      func(objs iter.Seq[control.Object]) error { return snapshot.Save(path, objs) },
 		Log:       n.log,
 	})
 	kept, err := snapshot.Load(path)
