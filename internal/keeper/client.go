@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 
@@ -129,9 +130,10 @@ func (c *Client) Names() ([]string, error) {
 	}
 }
 
-// Bind has the keeper open a socket that this process may not, and returns it.
-func (c *Client) Bind(b Bind) (int, error) {
-	_, fds, err := c.ask(request{Op: opBind, Bind: &b}, nil)
+// Bind has the keeper open a socket that this process may not, "tcp", listening, or
+// "udp", and returns it.
+func (c *Client) Bind(network string, at netip.AddrPort) (fd int, err error) {
+	_, fds, err := c.ask(request{Op: opBind, Bind: &bind{network, at}}, nil)
 	if err == nil && len(fds) != 1 {
 		closeAll(fds)
 		err = fmt.Errorf("keeper: %d sockets for one", len(fds))

@@ -260,7 +260,7 @@ func TestTheKeeperBindsForItsChild(t *testing.T) {
 	c := pair(t)
 	for _, network := range []string{"tcp", "udp"} {
 		for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
-			fd, err := c.Bind(Bind{network, netip.MustParseAddrPort(addr)})
+			fd, err := c.Bind(network, netip.MustParseAddrPort(addr))
 			if err != nil {
 				t.Errorf("%s %s: %v", network, addr, err)
 				continue
@@ -277,9 +277,9 @@ func TestTheKeeperBindsForItsChild(t *testing.T) {
 			f.Close()
 		}
 	}
-	for _, bad := range []Bind{{"tcp", netip.AddrPort{}}, {"tcp", netip.MustParseAddrPort("0.0.0.0:80")}, {"raw", netip.MustParseAddrPort("127.0.0.1:0")},
+	for _, bad := range []bind{{"tcp", netip.AddrPort{}}, {"tcp", netip.MustParseAddrPort("0.0.0.0:80")}, {"raw", netip.MustParseAddrPort("127.0.0.1:0")},
 		{"tcp", netip.MustParseAddrPort("192.0.2.1:80")}} {
-		if fd, err := c.Bind(bad); err == nil {
+		if fd, err := c.Bind(bad.Network, bad.Addr); err == nil {
 			unix.Close(fd)
 			t.Errorf("%v: no error", bad)
 		}

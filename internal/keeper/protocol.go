@@ -38,7 +38,7 @@ const (
 type request struct {
 	Op   op     `json:"op"`
 	Name string `json:"name,omitempty"`
-	Bind *Bind  `json:"bind,omitempty"`
+	Bind *bind  `json:"bind,omitempty"`
 }
 
 type response struct {

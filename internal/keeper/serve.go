@@ -8,14 +8,13 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"vswitch/internal/bound"
 	"vswitch/internal/fdstore"
 )
 
-// Bind is a socket that only the keeper may open: the dataplane gave up the
+// bind is a socket that only the keeper may open: the dataplane gave up the
 // capability for ports below 1024 (CAP_NET_BIND_SERVICE).
-type Bind struct {
+type bind struct {
 	Network string         `json:"network"` // "tcp" or "udp"
 	Addr    netip.AddrPort `json:"addr"`
 }
@@ -92,48 +91,9 @@ func page(s fdstore.Store, behind string) (names []string, more bool, err error)
 	return all[:n], n < len(all), nil
 }
 
-// listenBacklog is net.core.somaxconn's default.
-const listenBacklog = 4096
-
-func open(b *Bind) (fd int, err error) {
-	if b == nil || !b.Addr.Addr().IsValid() || b.Addr.Addr().IsUnspecified() {
-		return -1, errors.New("bind: want an address of this host")
+func open(b *bind) (fd int, err error) {
+	if b == nil {
+		return -1, errors.New("bind: want an address")
 	}
-	kind := unix.SOCK_STREAM
-	if b.Network == "udp" {
-		kind = unix.SOCK_DGRAM
-	} else if b.Network != "tcp" {
-		return -1, fmt.Errorf("bind %v: network %q, want tcp or udp", b.Addr, b.Network)
-	}
-	ip, port := b.Addr.Addr().Unmap(), int(b.Addr.Port())
-	family, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: port, Addr: [4]byte(ip.AsSlice()[:4])})
-	if ip.Is6() {
-		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: ip.As16()}
-	}
-	if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
-		return -1, fmt.Errorf("bind %v: socket: %w", b.Addr, err)
-	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-			fd, err = -1, fmt.Errorf("bind %v: %w", b.Addr, err)
-		}
-	}()
-	if ip.Is6() {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return fd, err
-		}
-	}
-	if kind == unix.SOCK_STREAM { // a port in TIME-WAIT from a listener before
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return fd, err
-		}
-	}
-	if err := unix.Bind(fd, sa); err != nil {
-		return fd, err
-	}
-	if kind == unix.SOCK_STREAM {
-		return fd, unix.Listen(fd, listenBacklog)
-	}
-	return fd, nil
+	return bound.Open(b.Network, b.Addr)
 }

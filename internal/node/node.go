@@ -54,6 +54,8 @@ type Keeper interface {
 	Ready() error
 	// Renew asks for a successor.
 	Renew() error
+	// Bind opens a socket that this process may not.
+	Bind(network string, at netip.AddrPort) (fd int, err error)
 }
 
 // node is one being put together. Fields are set by the step named beside them

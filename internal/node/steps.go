@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"vswitch/control"
@@ -214,6 +215,7 @@ func (n *node) startForwarding() error {
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
 		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
+		Keeper: n.fds, Bind: n.bind,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	}
 	if names != nil {
@@ -252,6 +254,14 @@ func (n *node) startForwarding() error {
 	}
 	_, err = sw.AddPort(tunnelPort)
 	return err
+}
+
+// bind has the keeper, if there is one, open what this process may not.
+func (n *node) bind(network string, at netip.AddrPort) (int, error) {
+	if n.opt.Keeper == nil {
+		return -1, fmt.Errorf("bind %v: %w", at, unix.EACCES)
+	}
+	return n.opt.Keeper.Bind(network, at)
 }
 
 // storePlaces are where nodes reach the store over the network, which pods must

@@ -80,6 +80,11 @@ type Config struct {
 	NodePortLoopback bool
 	// NoNodePorts keeps every host port closed.
 	NoNodePorts bool
+	// Keeper keeps listening sockets beyond this process. Nil: they end with it.
+	Keeper Keeper
+	// Bind opens a socket ("tcp", listening, or "udp") at an address where this process
+	// may not: ports below 1024, for one without privilege. Nil: nobody does.
+	Bind func(network string, at netip.AddrPort) (fd int, err error)
 	// NodePortRetry is how often a failed bind is tried again: default 10 s.
 	NodePortRetry time.Duration
 

@@ -371,7 +371,7 @@ func TestTakenSourcePortIsChanged(t *testing.T) {
 			g := newTestGateway(t, onHost)
 			s := published(wire.ProtoUDP, freePort(t))
 			g.listeners.replace(nil, inForce(g, &s))
-			sock, err := openHostSocket(kindOf(false, fam.pod.Is6()), netip.AddrPortFrom(netip.MustParseAddr(fam.loopback), 0))
+			sock, err := listenUDPAt(netip.AddrPortFrom(netip.MustParseAddr(fam.loopback), 0))
 			if err != nil {
 				t.Fatal(err)
 			}

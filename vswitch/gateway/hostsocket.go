@@ -62,9 +62,8 @@ type hostSocket struct {
 	peers map[netip.AddrPort]*session
 }
 
-// openHostSocket opens a socket for pods, or with a valid local address a
-// listener bound to it.
-func openHostSocket(kind socketKind, local netip.AddrPort) (*hostSocket, error) {
+// openHostSocket opens a socket for pods.
+func openHostSocket(kind socketKind) (*hostSocket, error) {
 	family, proto := unix.AF_INET, 0
 	switch kind {
 	case udp6:
@@ -78,44 +77,38 @@ func openHostSocket(kind socketKind, local netip.AddrPort) (*hostSocket, error) 
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	if err := setUpHostSocket(fd, kind, local); err != nil {
+	level, opt := unix.IPPROTO_IP, unix.IP_RECVERR
+	if kind.v6() {
+		level, opt = unix.IPPROTO_IPV6, unix.IPV6_RECVERR
+	}
+	if err := unix.SetsockoptInt(fd, level, opt, 1); err != nil {
 		unix.Close(fd)
-		return nil, err
+		return nil, fmt.Errorf("set IP_RECVERR: %w", err)
 	}
-	s := &hostSocket{kind: kind, file: os.NewFile(uintptr(fd), "datagram"), peers: make(map[netip.AddrPort]*session)}
-	if s.raw, err = s.file.SyscallConn(); err != nil {
-		s.file.Close()
-		return nil, fmt.Errorf("socket: %w", err)
+	if kind.v6() {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("set IPV6_V6ONLY: %w", err)
+		}
 	}
-	return s, nil
+	return newHostSocket(fd, kind)
 }
 
-func setUpHostSocket(fd int, kind socketKind, local netip.AddrPort) error {
+// newHostSocket takes over a socket.
+func newHostSocket(fd int, kind socketKind) (*hostSocket, error) {
 	// Sizes and merging are improvements: without them the socket still works.
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, hostSocketBytes)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, hostSocketBytes)
 	if !kind.echo() {
 		unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // Linux 5.0
 	}
-	if kind.v6() {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return fmt.Errorf("set IPV6_V6ONLY: %w", err)
-		}
+	var err error
+	s := &hostSocket{kind: kind, file: os.NewFile(uintptr(fd), "datagram"), peers: make(map[netip.AddrPort]*session)}
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		s.file.Close()
+		return nil, fmt.Errorf("socket: %w", err)
 	}
-	if local.IsValid() {
-		if err := unix.Bind(fd, sockaddrOf(local)); err != nil {
-			return fmt.Errorf("bind: %w", err)
-		}
-		return nil
-	}
-	level, opt := unix.IPPROTO_IP, unix.IP_RECVERR
-	if kind.v6() {
-		level, opt = unix.IPPROTO_IPV6, unix.IPV6_RECVERR
-	}
-	if err := unix.SetsockoptInt(fd, level, opt, 1); err != nil {
-		return fmt.Errorf("set IP_RECVERR: %w", err)
-	}
-	return nil
+	return s, nil
 }
 
 func (s *hostSocket) close() { s.file.Close() }

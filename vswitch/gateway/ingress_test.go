@@ -264,7 +264,7 @@ func TestUDPClientAddressIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		open := func() *session {
-			sock, err := openHostSocket(kindOf(false, fam.pod.Is6()), netip.AddrPortFrom(netip.MustParseAddr(fam.loopback), 0))
+			sock, err := listenUDPAt(netip.AddrPortFrom(netip.MustParseAddr(fam.loopback), 0))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,11 +1,11 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"vswitch/internal/wire"
@@ -20,8 +20,13 @@ func (l *listeners) listen(at netip.AddrPort, e *entrance) (io.Closer, error) {
 }
 
 func (l *listeners) listenTCP(at netip.AddrPort, e *entrance) (io.Closer, error) {
-	lc := net.ListenConfig{KeepAliveConfig: hostKeepAlive}
-	c, err := lc.Listen(context.Background(), "tcp", at.String())
+	fd, err := l.socket("tcp", at)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	c, err := net.FileListener(f)
+	f.Close() // the listener has a duplicate
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +46,7 @@ func (l *listeners) accept(from *net.TCPListener, e *entrance) {
 		c, err := from.AcceptTCP()
 		switch {
 		case err == nil:
+			c.SetKeepAliveConfig(hostKeepAlive) // a client that has gone already is noticed later
 			l.serving.Go(func() { l.g.serveClient(c, e) })
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -62,7 +68,11 @@ type udpListener struct {
 }
 
 func (l *listeners) listenUDP(at netip.AddrPort, e *entrance) (io.Closer, error) {
-	sock, err := openHostSocket(kindOf(false, at.Addr().Is6()), at)
+	fd, err := l.socket("udp", at)
+	if err != nil {
+		return nil, err
+	}
+	sock, err := newHostSocket(fd, kindOf(false, at.Addr().Is6()))
 	if err != nil {
 		return nil, err
 	}

@@ -64,6 +64,7 @@ type listeners struct {
 	health    map[namespacedName]*health // of services, see healthcheck.go
 	ages      uint64
 	closed    bool
+	tidied    bool // what an earlier process left and nobody wants has been closed
 
 	serving sync.WaitGroup // accept loops and clients
 }
@@ -201,6 +202,10 @@ func (l *listeners) refresh() {
 	for k := range l.slots {
 		l.reconcile(k)
 	}
+	if !l.tidied { // by the first time everything is there that was before
+		l.tidied = true
+		l.giveUpRest()
+	}
 }
 
 // wanted are the addresses of a slot and who has each. Callers hold mu.
@@ -226,6 +231,7 @@ func (l *listeners) reconcile(k portKey) {
 	for a, o := range sl.open {
 		if wanted[a] != o.by {
 			o.Close()
+			l.giveUp(protocolName(k.proto), netip.AddrPortFrom(a, k.port))
 			delete(sl.open, a)
 		}
 	}

@@ -125,7 +125,7 @@ func (r *relay) recycle(s *session, all []*hostSocket) drop.Reason {
 }
 
 func (r *relay) openSocket(kind socketKind) (*hostSocket, drop.Reason) {
-	sock, err := openHostSocket(kind, netip.AddrPort{})
+	sock, err := openHostSocket(kind)
 	if err != nil {
 		if kind.echo() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
 			r.echoOnce.Do(func() {

@@ -291,7 +291,7 @@ func TestUDPSuperFrameBecomesDatagrams(t *testing.T) {
 
 // pingAllowed reports whether this host lets this process have ping sockets.
 func pingAllowed(t *testing.T, fam family) bool {
-	s, err := openHostSocket(kindOf(true, fam.pod.Is6()), netip.AddrPort{})
+	s, err := openHostSocket(kindOf(true, fam.pod.Is6()))
 	if err != nil {
 		if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) {
 			t.Fatal(err)
