@@ -95,7 +95,7 @@ func (w *worker) join(n int) {
 		if f.Drop != drop.None || h.Proto != wire.ProtoUDP && !h.Fragment {
 			continue
 		}
-		if w.joined[i] = c.Merge(f.Bytes(), h, &f.VNet, 0); !w.joined[i] && h.DontFragment {
+		if w.joined[i] = c.Merge(f.Bytes(), h, &f.VNet, 0, false); !w.joined[i] && h.DontFragment {
 			c.Open(f, h)
 		}
 	}

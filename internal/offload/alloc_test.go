@@ -38,7 +38,7 @@ func TestNothingAllocates(t *testing.T) {
 		c.Open(out, &h)
 		for _, seg := range segs[1:] {
 			wire.Parse(seg, &h)
-			if !c.Merge(seg, &h, &frame.VNet{}, 0) {
+			if !c.Merge(seg, &h, &frame.VNet{}, 0, false) {
 				t.Fatal("not merged")
 			}
 		}
@@ -81,7 +81,7 @@ func BenchmarkMerge1400To60k(b *testing.B) {
 		c.Open(out, &h)
 		for _, seg := range segs[1:] {
 			wire.Parse(seg, &h)
-			c.Merge(seg, &h, &frame.VNet{}, 0)
+			c.Merge(seg, &h, &frame.VNet{}, 0, false)
 		}
 		c.Flush()
 	}

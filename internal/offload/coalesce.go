@@ -66,9 +66,9 @@ type openFrame struct {
 }
 
 // Merge appends the packet pkt, with headers h and metadata v, which came from
-// tunnel member peer, to an open frame of its flow and reports whether it did.
+// tunnel member peer, and by the ingress VNI or not, to an open frame of its flow and reports whether it did.
 // Where it did not, the caller puts the packet into the batch and calls Open.
-func (c *Coalescer) Merge(pkt []byte, h *wire.Headers, v *frame.VNet, peer uint32) bool {
+func (c *Coalescer) Merge(pkt []byte, h *wire.Headers, v *frame.VNet, peer uint32, ingress bool) bool {
 	if c.n == 0 {
 		return false
 	}
@@ -79,7 +79,7 @@ func (c *Coalescer) Merge(pkt []byte, h *wire.Headers, v *frame.VNet, peer uint3
 	if !c.merges(h) {
 		return false
 	}
-	i := c.find(h, peer)
+	i := c.find(h, peer, ingress)
 	if i < 0 {
 		return false
 	}
@@ -152,11 +152,11 @@ func wholeUDP(b []byte, h *wire.Headers) bool {
 	return int(binary.BigEndian.Uint16(l4[4:])) == len(l4) && binary.BigEndian.Uint16(l4[udpChecksum:]) != 0
 }
 
-func (c *Coalescer) find(h *wire.Headers, peer uint32) int {
+func (c *Coalescer) find(h *wire.Headers, peer uint32, ingress bool) int {
 	for i := range c.open[:c.n] {
 		o := &c.open[i]
 		if o.h.SrcPort == h.SrcPort && o.h.DstPort == h.DstPort && o.h.Proto == h.Proto &&
-			o.h.V6 == h.V6 && o.f.Peer == peer && o.h.Src == h.Src && o.h.Dst == h.Dst {
+			o.h.V6 == h.V6 && o.f.Peer == peer && o.f.Ingress == ingress && o.h.Src == h.Src && o.h.Dst == h.Dst {
 			return i
 		}
 	}

@@ -22,7 +22,7 @@ func receive(c *offload.Coalescer, pkts [][]byte) *frame.Batch {
 	for _, p := range pkts {
 		var h wire.Headers
 		parsed := wire.Parse(p, &h) == drop.None
-		if parsed && c.Merge(p, &h, &frame.VNet{}, 1) {
+		if parsed && c.Merge(p, &h, &frame.VNet{}, 1, false) {
 			continue
 		}
 		f := b.Next()
@@ -134,6 +134,112 @@ func TestCoalesceLosesNothingAndKeepsOrder(t *testing.T) {
 	})
 }
 
+// What a network does to streams: packets lost, sent twice, late by some places,
+// marked, damaged, answered with duplicate acknowledgements in between. Cutting what
+// the coalescer made, over several batches, gives each flow's packets as they came:
+// none more, none less, none before another.
+func TestCoalesceAfterABadNetwork(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var pkts []*offloadtest.Packet
+		flows := rapid.IntRange(1, 4).Draw(t, "flows")
+		for k := range flows {
+			stream := offloadtest.TCP4(offloadtest.Random(100*rapid.IntRange(1, 30).Draw(t, "segments"), uint64(k)))
+			if k%2 == 1 {
+				stream = stream.ToV6()
+			}
+			stream.SrcPort, stream.DF = uint16(1000+k), true
+			stream.Flags |= rapid.SampledFrom([]uint8{0, wire.PSH, wire.CWR, wire.ECE}).Draw(t, "flags")
+			for i, p := range stream.Cut(100) {
+				p.TOS = 2
+				if rapid.IntRange(0, 15).Draw(t, "mark") == 0 {
+					p.TOS = 3 // congestion experienced
+				}
+				if rapid.IntRange(0, 15).Draw(t, "push") == 0 {
+					p.Flags |= wire.PSH
+				}
+				switch rapid.IntRange(0, 9).Draw(t, "fate") {
+				case 0: // lost
+				case 1:
+					pkts = append(pkts, p, p)
+				case 2: // three duplicate acknowledgements, with the stream's latest number
+					ack := *p
+					ack.Payload, ack.Flags = nil, wire.ACK
+					pkts = append(pkts, p, &ack, &ack, &ack)
+				case 3: // a window update
+					update := *p
+					update.Payload, update.Window, update.Flags = nil, p.Window+uint16(i), wire.ACK
+					pkts = append(pkts, &update, p)
+				default:
+					pkts = append(pkts, p)
+				}
+			}
+		}
+		for range rapid.IntRange(0, len(pkts)).Draw(t, "swaps") { // late, and flows mixed
+			i := rapid.IntRange(0, max(0, len(pkts)-1)).Draw(t, "from")
+			j := min(len(pkts)-1, i+rapid.IntRange(0, 8).Draw(t, "late"))
+			pkts[i], pkts[j] = pkts[j], pkts[i]
+		}
+		var in [][]byte
+		for _, p := range pkts {
+			b := p.Bytes(false)
+			if rapid.IntRange(0, 20).Draw(t, "damaged") == 0 {
+				b[len(b)-1] ^= 0x20
+			}
+			in = append(in, b)
+		}
+		want, got := map[uint16][][]byte{}, map[uint16][][]byte{}
+		sourcePort := func(b []byte) uint16 {
+			var h wire.Headers
+			if r := wire.Parse(b, &h); r != drop.None {
+				t.Fatal(r)
+			}
+			return h.SrcPort
+		}
+		for _, b := range in {
+			want[sourcePort(b)] = append(want[sourcePort(b)], b)
+		}
+		c := &offload.Coalescer{ECN: rapid.Bool().Draw(t, "ecn")}
+		for len(in) > 0 {
+			n := rapid.IntRange(1, len(in)).Draw(t, "batch")
+			batch := receive(c, in[:n])
+			in = in[n:]
+			for i := range batch.Len() {
+				f := batch.At(i)
+				out := [][]byte{f.Bytes()}
+				if f.VNet.IsGSO() {
+					var r drop.Reason
+					if out, r = cutAll(t, f); r != drop.None {
+						t.Fatalf("frame %d can't be cut: %v", i, r)
+					}
+				}
+				k := sourcePort(f.Bytes())
+				got[k] = append(got[k], out...)
+			}
+		}
+		for k := range want {
+			if len(got[k]) != len(want[k]) {
+				t.Fatalf("flow %d: %d packets in, %d out", k, len(want[k]), len(got[k]))
+			}
+			for i := range want[k] {
+				if !bytes.Equal(withoutID(got[k][i]), withoutID(want[k][i])) {
+					t.Fatalf("flow %d packet %d:\n in %x\nout %x", k, i, want[k][i], got[k][i])
+				}
+			}
+		}
+	})
+}
+
+// withoutID is an IPv4 packet with DF less its identification, which then means nothing
+// (RFC 6864 section 4.1), and the header checksum over it.
+func withoutID(b []byte) []byte {
+	b = bytes.Clone(b)
+	if b[12] == 8 {
+		copy(b[18:20], []byte{0, 0})
+		copy(b[24:26], []byte{0, 0})
+	}
+	return b
+}
+
 func TestCoalesceRules(t *testing.T) {
 	// pair is two packets that merge, the second changed by each case.
 	pair := func(change func(a, b *offloadtest.Packet)) [][]byte {
@@ -227,8 +333,11 @@ func TestCoalesceKeepsMembersApart(t *testing.T) {
 	c.Open(f, &h)
 	next := q.Bytes(false)
 	wire.Parse(next, &h)
-	if c.Merge(next, &h, &frame.VNet{}, 2) {
+	if c.Merge(next, &h, &frame.VNet{}, 2, false) {
 		t.Error("member 2 added to a frame of member 1")
+	}
+	if c.Merge(next, &h, &frame.VNet{}, 1, true) {
+		t.Error("a packet from outside the cluster was added to one from inside")
 	}
 }
 
@@ -257,7 +366,7 @@ func TestCoalescePartialChecksums(t *testing.T) {
 				if ok != tt.partial[i] {
 					t.Fatalf("packet %d: Partial says %v", i, ok)
 				}
-				if c.Merge(b, &h, &v, 0) {
+				if c.Merge(b, &h, &v, 0, false) {
 					continue
 				}
 				f := frame.New()

@@ -104,7 +104,7 @@ func (q *Queue) readDatagram(data []byte, msg *udp.Message, m *member, b *frame.
 			v = metadataOf(inner, &q.h, msg.SegmentBytes, q.t.podMTU)
 		}
 		merges = !q.t.cfg.NoCoalesce
-		if merges && q.coalescer.Merge(inner, &q.h, &v, m.ID) {
+		if merges && q.coalescer.Merge(inner, &q.h, &v, m.ID, ingress) {
 			return
 		}
 	}
