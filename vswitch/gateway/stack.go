@@ -63,13 +63,26 @@ func newStack(l *link.Link) (*stack.Stack, error) {
 	return s, nil
 }
 
+// setTCPOptions chooses what the defaults don't suit.
+//
+// RACK (RFC 8985) is off, and with it the tail loss probe, which the netstack sends
+// after two round trips without an answer. To a pod of this node those are two
+// milliseconds at most, and a busy host pauses a process for as long; the probe
+// then counts as a loss (its DSACK comes behind the acknowledgement that ends the
+// episode) and takes 3/10 of the congestion window. On two busy cores that happened
+// hundreds of times a second, until the window was some ten segments and each frame
+// as small: 0.9 to 1.9 Gb/s where it is 2.6 to 5.8 without, and 0.3 seen. Nothing is
+// lost between here and a pod of this node; towards another node selective
+// acknowledgements (RFC 6675) find losses, all but those of a connection's last segments,
+// which wait for the timer.
 func setTCPOptions(s *stack.Stack) error {
+	noRACK := tcpip.TCPRecovery(0)
 	sack := tcpip.TCPSACKEnabled(true)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	cubic := tcpip.CongestionControlOption("cubic")
 	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
 	for _, opt := range []tcpip.SettableTransportProtocolOption{
-		&sack, &moderate, &cubic, &wait,
+		&noRACK, &sack, &moderate, &cubic, &wait,
 		&tcpip.TCPSendBufferSizeRangeOption{Min: bufferMinBytes, Default: bufferDefaultBytes, Max: bufferMaxBytes},
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: bufferMinBytes, Default: bufferDefaultBytes, Max: bufferMaxBytes},
 	} {
