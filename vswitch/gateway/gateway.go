@@ -25,6 +25,7 @@
 //	ingress.go   TCP of the world to pods
 //	splice.go    two TCP connections joined
 //	memory.go    what they may hold
+//	joins.go     how many datagrams the netstack joins from fragments
 //	dns.go       the node's own DNS server
 //	proxy.go     services whose connections end here; proxy_header.go, proxy_pair.go
 //	refuse.go    resets and ICMP errors
@@ -64,6 +65,7 @@ type Gateway struct {
 	refuser   *refuser
 	relay     *relay
 	dns       *dnsServer
+	joins     *joins
 	memory    *share.Pool[wire.Addr] // bytes in connections' buffers
 	listeners *listeners
 	exposed   exposed
@@ -89,6 +91,7 @@ func New(cfg Config) (*Gateway, error) {
 	g := &Gateway{cfg: cfg, services: newServices()}
 	g.policy = newPolicy(&g.cfg)
 	g.usage = newUsage(&g.cfg)
+	g.joins = newJoins()
 	g.memory = share.New[wire.Addr](g.cfg.MemoryBytes)
 	g.listeners = newListeners(g)
 	var err error
@@ -149,6 +152,7 @@ func (g *Gateway) tidy() {
 // sweep ends what has been idle for too long.
 func (g *Gateway) sweep(tick uint32) {
 	g.relay.sweep(tick)
+	g.joins.sweep(tick)
 	g.services.memory.sweep(tick)
 	limit, half := ticksOf(g.cfg.TCPIdle), ticksOf(g.cfg.TCPHalfClosedIdle)
 	g.connections.abortIf(func(c connection) bool { return c.idle(tick, limit, half) })

@@ -22,6 +22,10 @@ func (g *Gateway) Inbound(f *frame.Frame, h *wire.Headers) bool {
 		f.Drop = drop.MartianTarget
 		return true
 	}
+	if h.Fragment && !h.LaterFrag && !g.joins.admit(&h.Src) {
+		f.Drop = drop.EgressFull
+		return true
+	}
 	switch {
 	case h.Proto == wire.ProtoTCP:
 		f.Drop = g.judgeTCP(f, h)
