@@ -49,6 +49,9 @@ func newMixedCluster(t *testing.T) *cluster {
 	return c
 }
 
+// largestDatagram is the longest payload of a UDP datagram over IPv4 (RFC 768, RFC 791).
+const largestDatagram = 65507
+
 // Case 3 with offloads on, off and mixed between the two ends, of the tunnel and of
 // the TAPs: streams and datagrams arrive as they were sent. In the long form 10 GiB.
 func TestIntegrityOfMixedOffloads(t *testing.T) {
@@ -57,9 +60,9 @@ func TestIntegrityOfMixedOffloads(t *testing.T) {
 	for _, p := range pods {
 		serveDigests(t, p, 7100)
 	}
-	each := 4 << 20
+	each, datagrams := 4<<20, 10
 	if labtest.Long() {
-		each = 10 << 30 / 24 // twelve pairs, two families
+		each, datagrams = 10<<30/24, 500 // twelve pairs, two families
 	}
 	for _, from := range pods {
 		for _, to := range pods {
@@ -77,8 +80,12 @@ func TestIntegrityOfMixedOffloads(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer conn.Close()
-					for range 10 {
-						payload := make([]byte, rand.IntN(60000))
+					for i := range datagrams {
+						n := rand.IntN(largestDatagram + 1)
+						if i < 2 {
+							n = i * largestDatagram // the shortest and the longest there are
+						}
+						payload := make([]byte, n)
 						for i := range payload {
 							payload[i] = byte(rand.Uint32())
 						}
@@ -90,6 +97,29 @@ func TestIntegrityOfMixedOffloads(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// Trains between two nodes are probed before long: the node that sends some finds that
+// they arrive, the other, whose offload is off, knows that it sends none.
+func TestTrainsAreProbed(t *testing.T) {
+	c := newMixedCluster(t)
+	for i, want := range []string{"on", "off"} {
+		var rows []struct {
+			Name, Trains  string
+			TrainFailures int
+		}
+		c.eventually("node "+c.nodes[i].Host+" knows of trains to the other: "+want, func() error {
+			if err := c.nodes[i].Get(t.Context(), "nodes", &rows); err != nil {
+				return err
+			}
+			for _, r := range rows {
+				if r.Name == c.nodes[1-i].Host && (r.Trains != want || r.TrainFailures != 0) || r.Name == c.nodes[i].Host && r.Trains != "" {
+					return fmt.Errorf("node %s: trains %q, %d failures", r.Name, r.Trains, r.TrainFailures)
+				}
+			}
+			return nil
+		})
 	}
 }
 
