@@ -61,6 +61,10 @@ spec:
 	serveName(t, c.a2, 8080)
 	svc := c.service("web")
 
+	// A node of this lab is not the machine's own namespace, which has a path that lasts.
+	if out, err := a.Vswitch(t.Context(), "", "host", "attach"); err == nil || !strings.Contains(err.Error()+string(out), "--netns") {
+		t.Errorf("attach without a namespace: %v %s", err, out)
+	}
 	if out := hostCommand(t, a, "attach"); !strings.Contains(out, "vswitch0 attached: ") {
 		t.Errorf("attach said %q", out)
 	}
