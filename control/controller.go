@@ -88,7 +88,7 @@ func (c *Controller) Restore(objs []Object) {
 	})
 	c.change(func(o *Objects, now time.Time) {
 		o.Reset(objs, now)
-		c.toSave(func(u *unsaved) { u.reset(objs) })
+		c.toSave(func(u *unsaved) { u.reset(o.everything()) })
 	})
 }
 
@@ -97,7 +97,7 @@ func (c *Controller) Reset(all []Object) {
 	c.change(func(o *Objects, now time.Time) {
 		o.Reset(all, now)
 		c.listed = true
-		c.toSave(func(u *unsaved) { u.reset(all) })
+		c.toSave(func(u *unsaved) { u.reset(o.everything()) })
 	})
 }
 
@@ -107,11 +107,11 @@ func (c *Controller) Update(puts []Object, deletes []Key) {
 		o.Advance(now)
 		for _, obj := range puts {
 			o.Put(obj)
-			c.toSave(func(u *unsaved) { u.put(obj) })
+			c.toSave(func(u *unsaved) { u.note(KeyOf(obj), o.get(KeyOf(obj))) })
 		}
 		for _, k := range deletes {
 			o.Delete(k)
-			c.toSave(func(u *unsaved) { u.delete(k) })
+			c.toSave(func(u *unsaved) { u.note(k, kept{}) })
 		}
 	})
 }
@@ -143,7 +143,7 @@ func (c *Controller) toSave(note func(*unsaved)) {
 // the store is away.
 func (c *Controller) List(kind Kind) []Object {
 	c.mu.Lock()
-	objs := c.objects.keyed(kind)
+	objs := c.objects.list(kind)
 	c.mu.Unlock()
 	return inOrder(objs)
 }

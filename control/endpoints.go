@@ -30,14 +30,14 @@ func (o *Objects) endpoints(e *serviceEntry, p *corev1.ServicePort, s *Service) 
 		}
 		found = append(found, c)
 	}
-	o.selected(e.record, func(pod *corev1.Pod) {
-		if pod.Status.Phase != corev1.PodRunning && !e.record.Spec.PublishNotReadyAddresses {
+	o.selected(e.record, func(pod *podRecord) {
+		if pod.phase != corev1.PodRunning && !e.record.Spec.PublishNotReadyAddresses {
 			return
 		}
-		port, ok := targetPort(pod, p, s.Protocol)
+		port, ok := pod.target(p, s.Protocol)
 		if !ok {
 			e.problem(KeyOf(e.record), "port %q: pod %s/%s declares no %s port named %q; the label %s%s=NUMBER can",
-				p.Name, pod.Namespace, pod.Name, s.Protocol, p.TargetPort.StrVal, LabelPortPrefix, p.TargetPort.StrVal)
+				p.Name, pod.namespace, pod.name, s.Protocol, p.TargetPort.StrVal, LabelPortPrefix, p.TargetPort.StrVal)
 			return
 		}
 		o.podCandidates(pod, &e.record.Spec, port, s.IPv6, add)
@@ -73,28 +73,16 @@ func (c *candidate) against(o *candidate) int {
 		compareBool(o.Terminating, c.Terminating), cmp.Compare(c.hints, o.hints), cmp.Compare(c.ID, o.ID), cmp.Compare(c.Node, o.Node))
 }
 
-func targetPort(pod *corev1.Pod, p *corev1.ServicePort, proto Protocol) (uint16, bool) {
-	switch {
-	case p.TargetPort.StrVal != "":
-		return containerPort(pod, p.TargetPort.StrVal, proto)
-	case p.TargetPort.IntVal != 0:
-		return uint16(p.TargetPort.IntVal), true
-	}
-	return uint16(p.Port), true
-}
-
-func (o *Objects) podCandidates(pod *corev1.Pod, s *corev1.ServiceSpec, port uint16, ipv6 bool, add func(candidate)) {
-	terminating := pod.DeletionTimestamp != nil
-	serving := podReady(pod)
-	for _, a := range podAddrs(pod, ipv6) {
+func (o *Objects) podCandidates(pod *podRecord, s *corev1.ServiceSpec, port uint16, ipv6 bool, add func(candidate)) {
+	for a := range pod.addrsOf(ipv6) {
 		add(candidate{
 			Endpoint: Endpoint{
-				Addr: a, Port: port, Node: pod.Spec.NodeName,
-				ID:    PodIdentity(pod),
-				Ready: s.PublishNotReadyAddresses || serving && !terminating, Serving: serving, Terminating: terminating,
+				Addr: a, Port: port, Node: pod.node, ID: identity(string(pod.uid), pod.containerID),
+				Ready:   s.PublishNotReadyAddresses || pod.ready() && !pod.terminating(),
+				Serving: pod.ready(), Terminating: pod.terminating(),
 			},
-			hints:   o.hintsFor(s, pod.Spec.NodeName),
-			created: pod.CreationTimestamp.Time,
+			hints:   o.hintsFor(s, pod.node),
+			created: pod.created.Time,
 		})
 	}
 }

@@ -166,22 +166,22 @@ func (o *Objects) namedEndpoints(e *serviceEntry) []dns.Endpoint {
 			at.Ports = append(at.Ports, np)
 		}
 	}
-	o.selected(e.record, func(pod *corev1.Pod) {
-		o.seen.node(pod.Spec.NodeName)
-		ready := podReady(pod) && pod.DeletionTimestamp == nil && o.Live(pod.Spec.NodeName)
+	o.selected(e.record, func(pod *podRecord) {
+		o.seen.node(pod.node)
+		ready := pod.ready() && !pod.terminating() && o.Live(pod.node)
 		if !ready && !spec.PublishNotReadyAddresses {
 			return
 		}
 		hostname := ""
-		if pod.Spec.Subdomain == e.record.Name {
-			hostname = pod.Spec.Hostname
+		if pod.subdomain == e.record.Name {
+			hostname = pod.hostname
 		}
-		for _, a := range slices.Concat(podAddrs(pod, false), podAddrs(pod, true)) {
+		for _, a := range pod.addrs {
 			at := add(a, hostname)
 			for i := range spec.Ports {
 				p := &spec.Ports[i]
 				proto, _ := protocolOf(p.Protocol)
-				if number, ok := targetPort(pod, p, proto); ok {
+				if number, ok := pod.target(p, proto); ok {
 					addPort(at, p, number)
 				}
 			}

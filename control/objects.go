@@ -150,7 +150,7 @@ func (o *Objects) Put(obj Object) {
 		o.putNode(obj)
 	case *corev1.Pod:
 		o.removePod(key)
-		o.addPod(key, obj)
+		o.addPod(obj)
 	case *corev1.Service:
 		o.putService(obj)
 	case *discoveryv1.EndpointSlice:
@@ -188,7 +188,7 @@ func (o *Objects) Delete(key Key) {
 }
 
 // List returns the objects of a kind, sorted by key.
-func (o *Objects) List(kind Kind) []Object { return inOrder(o.keyed(kind)) }
+func (o *Objects) List(kind Kind) []Object { return inOrder(o.list(kind)) }
 
 // All returns every object, sorted by kind and key.
 func (o *Objects) All() []Object {
@@ -199,48 +199,97 @@ func (o *Objects) All() []Object {
 	return out
 }
 
-// keyedObject is an object with its key, which takes a while to make of a pod.
-type keyedObject struct {
-	Key
-	Object
+// kept is an object as the set keeps it; the zero value is none.
+type kept struct {
+	obj Object     // of all kinds but pods
+	pod *podRecord // of a pod
 }
 
-// keyed returns the objects of a kind in any order.
-func (o *Objects) keyed(kind Kind) []keyedObject {
-	var out []keyedObject
+func (k kept) object() Object {
+	if k.pod != nil {
+		return k.pod.object()
+	}
+	return k.obj
+}
+
+// keyed is one with its key, which takes a while to make of a pod.
+type keyed struct {
+	Key
+	kept
+}
+
+// list returns the objects of a kind in any order.
+func (o *Objects) list(kind Kind) []keyed {
+	var out []keyed
 	switch kind {
 	case KindNode:
 		for name, e := range o.nodes {
-			out = append(out, keyedObject{Key{kind, "", name}, e.record})
+			out = append(out, keyed{Key{kind, "", name}, kept{obj: e.record}})
 		}
 	case KindLease:
 		for name, l := range o.leases {
-			out = append(out, keyedObject{Key{kind, "", name}, l})
+			out = append(out, keyed{Key{kind, "", name}, kept{obj: l}})
 		}
 	case KindPod:
 		for k, p := range o.pods {
-			out = append(out, keyedObject{k, p.pod})
+			out = append(out, keyed{k, kept{pod: p.podRecord}})
 		}
 	case KindService:
 		for name, e := range o.entries {
 			if e.record != nil {
-				out = append(out, keyedObject{Key{kind, name.namespace, name.name}, e.record})
+				out = append(out, keyed{Key{kind, name.namespace, name.name}, kept{obj: e.record}})
 			}
 		}
 	case KindEndpointSlice:
 		for k, s := range o.slices {
-			out = append(out, keyedObject{k, s})
+			out = append(out, keyed{k, kept{obj: s}})
+		}
+	}
+	return out
+}
+
+// everything returns all objects in any order.
+func (o *Objects) everything() []keyed {
+	out := make([]keyed, 0, len(o.nodes)+len(o.leases)+len(o.pods)+len(o.entries)+len(o.slices))
+	for kind := range kinds {
+		out = append(out, o.list(kind)...)
+	}
+	return out
+}
+
+// get returns one object, or none.
+func (o *Objects) get(k Key) (out kept) {
+	switch k.Kind {
+	case KindNode:
+		if e := o.nodes[k.Name]; e != nil {
+			out.obj = e.record
+		}
+	case KindLease:
+		if l, ok := o.leases[k.Name]; ok {
+			out.obj = l
+		}
+	case KindPod:
+		if e := o.pods[k]; e != nil {
+			out.pod = e.podRecord
+		}
+	case KindService:
+		if e := o.entries[objectName{k.Scope, k.Name}]; e != nil && e.record != nil {
+			out.obj = e.record
+		}
+	case KindEndpointSlice:
+		if s := o.slices[k]; s != nil {
+			out.obj = s
 		}
 	}
 	return out
 }
 
 // inOrder sorts objects by key.
-func inOrder(objs []keyedObject) []Object {
-	slices.SortFunc(objs, func(a, b keyedObject) int { return a.Key.compare(b.Key) })
+func inOrder(objs []keyed) []Object {
+	slices.SortFunc(objs, func(a, b keyed) int { return a.Key.compare(b.Key) })
 	out := make([]Object, len(objs))
 	for i := range objs {
-		out[i] = objs[i].Object
+		out[i] = objs[i].object()
 	}
 	return out
 }

@@ -12,8 +12,8 @@ import (
 // podEntry is a pod and where it stands in the lists of its labels, so that it
 // leaves a list of thousands without a search.
 type podEntry struct {
-	pod *corev1.Pod
-	in  []podPlace
+	*podRecord
+	in []podPlace
 }
 
 type podPlace struct {
@@ -46,10 +46,11 @@ func (l *podList) remove(at int) {
 	l.pods = l.pods[:len(l.pods)-1]
 }
 
-func (o *Objects) addPod(key Key, p *corev1.Pod) {
-	e := &podEntry{pod: p, in: make([]podPlace, 0, len(p.Labels))}
-	o.pods[key] = e
-	for t := range podTerms(p) {
+func (o *Objects) addPod(p *corev1.Pod) {
+	r := newPodRecord(p)
+	e := &podEntry{podRecord: r, in: make([]podPlace, 0, len(r.labels))}
+	o.pods[r.key] = e
+	for t := range r.terms {
 		l := o.labelled[t]
 		if l == nil {
 			l = &podList{term: t}
@@ -57,7 +58,7 @@ func (o *Objects) addPod(key Key, p *corev1.Pod) {
 		}
 		l.add(e)
 	}
-	o.dirtySelecting(p)
+	o.dirtySelecting(r)
 }
 
 func (o *Objects) removePod(key Key) {
@@ -71,13 +72,13 @@ func (o *Objects) removePod(key Key) {
 			delete(o.labelled, at.list.term)
 		}
 	}
-	o.dirtySelecting(e.pod)
+	o.dirtySelecting(e.podRecord)
 }
 
-func (o *Objects) dirtySelecting(p *corev1.Pod) {
-	for t := range podTerms(p) {
+func (o *Objects) dirtySelecting(p *podRecord) {
+	for t := range p.terms {
 		for _, e := range o.selecting[t] {
-			if !e.dirty && selects(e.record.Spec.Selector, p.Labels) {
+			if !e.dirty && p.selectedBy(e.record.Spec.Selector) {
 				o.markDirty(e)
 			}
 		}
@@ -131,7 +132,7 @@ func (o *Objects) unselect(e *serviceEntry) {
 
 // selected calls f for every pod that a service's selector matches. It walks the
 // shortest of the lists of pods that carry one of the selector's labels.
-func (o *Objects) selected(s *corev1.Service, f func(*corev1.Pod)) {
+func (o *Objects) selected(s *corev1.Service, f func(*podRecord)) {
 	if len(s.Spec.Selector) == 0 {
 		return // no selector selects nothing: the endpoints are the user's
 	}
@@ -146,8 +147,8 @@ func (o *Objects) selected(s *corev1.Service, f func(*corev1.Pod)) {
 		}
 	}
 	for _, e := range shortest.pods {
-		if selects(s.Spec.Selector, e.pod.Labels) {
-			f(e.pod)
+		if e.selectedBy(s.Spec.Selector) {
+			f(e.podRecord)
 		}
 	}
 }
@@ -176,25 +177,4 @@ func (o *Objects) removeSlice(key Key) {
 		delete(o.sliceOf, service)
 	}
 	o.dirtyService(service)
-}
-
-func podTerms(p *corev1.Pod) func(func(labelTerm) bool) {
-	return func(yield func(labelTerm) bool) {
-		for k, v := range p.Labels {
-			if !yield(labelTerm{p.Namespace, k, v}) {
-				return
-			}
-		}
-	}
-}
-
-// selects reports whether every label of a selector is among labels. The empty
-// selector of a service selects nothing.
-func selects(selector, labels map[string]string) bool {
-	for k, v := range selector {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return len(selector) > 0
 }

@@ -91,45 +91,6 @@ func portsOfLabels(labels map[string]string) []corev1.ContainerPort {
 	return ports
 }
 
-// podAddrs are the pod's addresses of one family.
-func podAddrs(pod *corev1.Pod, ipv6 bool) []netip.Addr {
-	var out []netip.Addr
-	for _, ip := range pod.Status.PodIPs {
-		if a, err := netip.ParseAddr(ip.IP); err == nil && a.Is6() == ipv6 && !a.Is4In6() {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-// containerPort is the number of the port that pod declares under name.
-func containerPort(pod *corev1.Pod, name string, proto Protocol) (uint16, bool) {
-	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
-		for _, p := range c.Ports {
-			if p.Name != name {
-				continue
-			}
-			if got, ok := protocolOf(p.Protocol); ok && got == proto {
-				return uint16(p.ContainerPort), true
-			}
-		}
-	}
-	return 0, false
-}
-
-// podReady follows Kubernetes: a running pod whose Ready condition is true.
-func podReady(pod *corev1.Pod) bool {
-	if pod.Status.Phase != corev1.PodRunning {
-		return false
-	}
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
 // protocolOf reads a protocol's name; empty is TCP, as everywhere in Kubernetes.
 func protocolOf(p corev1.Protocol) (Protocol, bool) {
 	switch p {

@@ -22,41 +22,38 @@ const saveShare = 20
 // list if there was one, then what changed of it.
 type unsaved struct {
 	listed  bool
-	all     []Object
-	changed map[Key]Object // nil: deleted
+	all     []keyed
+	changed map[Key]kept // none: deleted
 }
 
-func (u *unsaved) reset(all []Object) { *u = unsaved{listed: true, all: all} }
+func (u *unsaved) reset(all []keyed) { *u = unsaved{listed: true, all: all} }
 
-func (u *unsaved) put(o Object) { u.note(KeyOf(o), o) }
-
-func (u *unsaved) delete(k Key) { u.note(k, nil) }
-
-func (u *unsaved) note(k Key, o Object) {
+// note takes an object as it is now; none is deleted.
+func (u *unsaved) note(k Key, o kept) {
 	if u.changed == nil {
-		u.changed = map[Key]Object{}
+		u.changed = map[Key]kept{}
 	}
 	u.changed[k] = o
 }
 
 func (u *unsaved) empty() bool { return !u.listed && len(u.changed) == 0 }
 
-// apply brings kept up to date.
-func (u *unsaved) apply(kept map[Key]Object) map[Key]Object {
+// apply brings a set of objects up to date.
+func (u *unsaved) apply(all map[Key]kept) map[Key]kept {
 	if u.listed {
-		kept = make(map[Key]Object, len(u.all))
+		all = make(map[Key]kept, len(u.all))
 		for _, o := range u.all {
-			kept[KeyOf(o)] = o
+			all[o.Key] = o.kept
 		}
 	}
 	for k, o := range u.changed {
-		if o == nil {
-			delete(kept, k)
+		if o == (kept{}) {
+			delete(all, k)
 		} else {
-			kept[k] = o
+			all[k] = o
 		}
 	}
-	return kept
+	return all
 }
 
 // saver hands the last good objects to the Save function, at most once every
@@ -81,13 +78,13 @@ func (s *saver) start(save func(iter.Seq[Object]) error, log *slog.Logger) {
 	s.work, s.done = make(chan unsaved), make(chan struct{})
 	go func() {
 		defer close(s.done)
-		kept := map[Key]Object{}
+		all := map[Key]kept{}
 		failing := false
 		for u := range s.work {
 			began := time.Now()
-			kept = u.apply(kept)
+			all = u.apply(all)
 			u = unsaved{} // a list is as large as what is kept of it
-			err := s.save(ordered(kept))
+			err := s.save(ordered(all))
 			if err != nil && !failing {
 				s.log.Error("last good state not saved", "err", err)
 			}
@@ -98,10 +95,10 @@ func (s *saver) start(save func(iter.Seq[Object]) error, log *slog.Logger) {
 }
 
 // ordered goes through objects by key.
-func ordered(kept map[Key]Object) iter.Seq[Object] {
+func ordered(all map[Key]kept) iter.Seq[Object] {
 	return func(yield func(Object) bool) {
-		for _, k := range slices.SortedFunc(maps.Keys(kept), Key.compare) {
-			if !yield(kept[k]) {
+		for _, k := range slices.SortedFunc(maps.Keys(all), Key.compare) {
+			if !yield(all[k].object()) {
 				return
 			}
 		}

@@ -170,8 +170,8 @@ func keyTo(vip netip.Addr) *flow.Key {
 }
 
 // BenchmarkLoadServices is what a node takes to know 10,000 services with 100,000
-// endpoints from a full list, control and gateway together: the time, and the memory
-// that stays, objects included.
+// endpoints from a full list, control and gateway together: the time until they are
+// programmed, and the memory that stays once they are saved too, objects included.
 func BenchmarkLoadServices(b *testing.B) {
 	for _, behind := range []string{"slices", "pods"} {
 		b.Run(behind, func(b *testing.B) {
@@ -180,10 +180,16 @@ func BenchmarkLoadServices(b *testing.B) {
 			for b.Loop() {
 				before := heap()
 				all := manyObjects(behind == "pods")
-				c := startCluster(b, nil)
+				saved := make(chan struct{}, 1)
+				path := filepath.Join(b.TempDir(), "snapshot")
+				c := startCluster(b, func(objs iter.Seq[control.Object]) error {
+					defer func() { saved <- struct{}{} }()
+					return snapshot.Save(path, objs)
+				})
 				began := time.Now()
 				c.load(b, all)
 				took += time.Since(began)
+				<-saved
 				all = nil
 				bytes += heap() - before
 				runtime.KeepAlive(c)
