@@ -27,7 +27,7 @@ type Report struct {
 // is whole, whatever fd holds. Owners, endpoints and policy generations mean what they
 // meant to the other process. Fragments are not kept.
 //
-// It takes some 100 ns a connection.
+// It takes some 200 to 270 ns a connection: 60 to 67 ms for 262,144 (BenchmarkOpen).
 func Open(fd int, cfg Config, tick uint32) (*Table, Report, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, Report{}, err
