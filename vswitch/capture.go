@@ -22,6 +22,8 @@ import (
 // them. While nobody asks, that costs a worker one atomic load a batch. While
 // somebody does, a worker copies what is asked for into a ring of the capture's
 // own (capture_ring.go) and goes on; what the ring has no room for is counted.
+// The two records of a frame that enters and leaves cost some 120 ns with headers
+// kept, and 230 ns with 1,400 bytes (BenchmarkCapture).
 //
 // A frame is captured where it enters, before anything is changed in it, and
 // again where it leaves, with what it has become. One that is dropped is marked
