@@ -110,8 +110,8 @@ func (w *worker) answerND(in *port, f *frame.Frame, h *wire.Headers) drop.Reason
 	return drop.None
 }
 
-// forwardLinkLocal handles packets to link-local addresses: only the gateway's
-// exists, and it answers pings.
+// forwardLinkLocal handles packets to link-local addresses that lead nowhere else:
+// only the gateway's exists, and it answers pings.
 func (w *worker) forwardLinkLocal(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	if h.Dst == gatewayAddr4 || h.Dst == gatewayAddr6 {
 		return w.answerRouter(in, f, h)

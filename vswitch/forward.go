@@ -27,7 +27,7 @@ func (w *worker) forward(in *port, f *frame.Frame, h *wire.Headers) drop.Reason 
 	if isNeighborDiscovery(h) {
 		return w.answerND(in, f, h)
 	}
-	if isLinkLocal4(&h.Dst) || isLinkLocal6(&h.Dst) {
+	if (isLinkLocal4(&h.Dst) || isLinkLocal6(&h.Dst)) && !w.facts.reaches(&h.Dst) {
 		return w.forwardLinkLocal(in, f, h)
 	}
 	if r := checkOffload(f, h); r != drop.None {

@@ -43,12 +43,26 @@ type Facts struct {
 	// TunnelPorts are UDP ports at which nodes accept tunnelled frames: a pod's
 	// datagrams to them at a node's address are dropped.
 	TunnelPorts []uint16
+	// LinkLocal are link-local destinations that pods reach as they do the world, such
+	// as a cloud's metadata service. All others but the gateway's do not exist.
+	LinkLocal []netip.Prefix
 }
 
 // facts are Facts as workers read them.
 type facts struct {
 	router4, router6 wire.Addr // zero: none
 	tunnelPorts      []uint16
+	linkLocal        []netip.Prefix
+}
+
+// reaches reports whether a link-local destination is one that pods may go to.
+func (f *facts) reaches(a *wire.Addr) bool {
+	for _, p := range f.linkLocal {
+		if p.Contains(a.Netip()) {
+			return true
+		}
+	}
+	return false
 }
 
 func (f *facts) router(v6 bool) *wire.Addr {
@@ -144,7 +158,7 @@ func (s *Switch) Workers() int { return len(s.workers) }
 
 // SetFacts replaces what the switch knows of its node.
 func (s *Switch) SetFacts(f Facts) {
-	n := &facts{tunnelPorts: slices.Clone(f.TunnelPorts)}
+	n := &facts{tunnelPorts: slices.Clone(f.TunnelPorts), linkLocal: slices.Clone(f.LinkLocal)}
 	for _, a := range f.Routers {
 		if a.Is4() {
 			n.router4 = wire.AddrFrom(a)

@@ -31,8 +31,10 @@ type Config struct {
 	LBCIDR       []netip.Prefix // of LoadBalancers: likewise; none: those of the nodes
 	ExternalIPs  bool           // services' spec.externalIPs are served
 	DNS          DNS
-	Zone         string // label topology.kubernetes.io/zone of this node; empty: none
-	NodeBitsV4   int    // prefix length of a node's share of ClusterCIDR
+	AllowEgress  []netip.Prefix // link-local ranges that pods reach
+	HostLoopback []netip.Addr   // stand for the host's loopback to pods: one a family at most; none: nothing does
+	Zone         string         // label topology.kubernetes.io/zone of this node; empty: none
+	NodeBitsV4   int            // prefix length of a node's share of ClusterCIDR
 	NodeBitsV6   int
 	MTUBytes     int  // of pods; zero: what the underlay leaves
 	HostPorts    bool // open NodePorts on the host
@@ -149,7 +151,26 @@ func (c *Config) validatePrefixes() error {
 	if err := c.validateDNS(); err != nil {
 		return err
 	}
+	if err := c.validateHostLoopback(); err != nil {
+		return err
+	}
 	return c.validateLBCIDR()
+}
+
+func (c *Config) validateHostLoopback() error {
+	for _, a := range c.HostLoopback {
+		for flag, ps := range map[string][]netip.Prefix{"cluster-cidr": c.ClusterCIDR, "service-cidr": c.ServiceCIDR, "lb-cidr": c.LBCIDR} {
+			for _, p := range ps {
+				if p.Contains(a) {
+					return fmt.Errorf("--host-loopback %v: lies in --%s %v; want an address that nobody has", a, flag, p)
+				}
+			}
+		}
+		if slices.Contains(c.Underlay, a) {
+			return fmt.Errorf("--host-loopback %v: is --underlay; want an address that nobody has", a)
+		}
+	}
+	return nil
 }
 
 func (c *Config) validateDNS() error {

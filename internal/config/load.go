@@ -60,6 +60,8 @@ func (l *Loader) register() {
 	add("dns-address", value[[]netip.Addr]{&c.DNS.Addrs, "ADDR[,ADDR]", parseDNSAddrs, join[netip.Addr]}, "service `ADDR[,ADDR]` at which this node answers pods' DNS questions, unless a service has port 53 there; empty: it does not (default: the tenth address of each --service-cidr)")
 	add("dns-domain", value[string]{&c.DNS.Domain, "NAME", parseDomain, same}, "domain `NAME` of the cluster's services")
 	add("dns-upstream", value[[]netip.AddrPort]{&c.DNS.Upstream, "ADDR[:PORT][,...]", parseResolvers, join[netip.AddrPort]}, "`ADDR[:PORT][,...]` of the resolvers for all other names (default: those of /etc/resolv.conf)")
+	add("allow-egress", value[[]netip.Prefix]{&c.AllowEgress, "CIDR[,...]", parseLinkLocal, join[netip.Prefix]}, "IPv4 link-local `CIDR[,...]` that pods reach through this host, such as the metadata service 169.254.169.254/32 (default: none)")
+	add("host-loopback", value[[]netip.Addr]{&c.HostLoopback, "ADDR[,ADDR]", parseHostLoopback, join[netip.Addr]}, "`ADDR[,ADDR]` at which pods reach this host's own loopback, one a family (default: they don't)")
 	add("zone", value[string]{&c.Zone, "NAME", parseZone, same}, "`NAME` of the zone this node is in, for trafficDistribution and topology hints (default: none)")
 	add("node-cidr-size-v4", value[int]{&c.NodeBitsV4, "BITS", parseInt(1, 30, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv4 cluster CIDR")
 	add("node-cidr-size-v6", value[int]{&c.NodeBitsV6, "BITS", parseInt(1, 126, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv6 cluster CIDR")

@@ -296,3 +296,31 @@ func parseResolvers(s string) ([]netip.AddrPort, error) {
 	}
 	return out, nil
 }
+
+func parseHostLoopback(s string) ([]netip.Addr, error) {
+	const want = "one address that nobody has, or an IPv4 and an IPv6 one: ADDR[,ADDR]"
+	return perFamily(s, want, func(s string) (netip.Addr, error) {
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" || a.Is4In6() || !a.IsGlobalUnicast() {
+			return a, fmt.Errorf("%q is no address that pods can ask for", s)
+		}
+		return a, nil
+	}, netip.Addr.Is4)
+}
+
+// parseLinkLocal reads ranges in 169.254.0.0/16 without the pods' gateway. IPv6's
+// link-local addresses mean nothing without an interface, which a pod can't name.
+func parseLinkLocal(s string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range strings.Split(s, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil || p.Masked() != p || !p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast() || p.Bits() < 16 || p.Contains(gatewayIPv4) {
+			return nil, fmt.Errorf("%q: want prefixes in 169.254.0.0/16 without %v, such as 169.254.169.254/32", text, gatewayIPv4)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// gatewayIPv4 is the pods' gateway (vswitch.GatewayIPv4).
+var gatewayIPv4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})

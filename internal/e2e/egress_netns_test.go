@@ -77,3 +77,38 @@ func TestEndpointsOutsideTheCluster(t *testing.T) {
 		}
 	}
 }
+
+// What pods don't reach unless it is configured: the host's loopback, and link-local
+// addresses such as a cloud's metadata service.
+func TestEgressThatIsConfigured(t *testing.T) {
+	c := newCluster(t, "--allow-egress", "169.254.169.254/32", "--host-loopback", "203.0.113.2,2001:db8:ffff::2")
+	node := &lab.Pod{Namespace: c.nodes[0].Namespace, Spec: lab.PodSpec{Name: "node"}}
+	for _, a := range []string{"169.254.169.254/32", "169.254.169.253/32"} {
+		if out, err := node.Exec(t.Context(), lab.Command{Path: "ip", Args: []string{"address", "add", a, "dev", "lo"}}); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	serveName(t, node, 9000)
+	for _, network := range []string{"tcp", "udp"} {
+		for _, to := range []string{"169.254.169.254", "203.0.113.2", "2001:db8:ffff::2"} {
+			t.Run(network+" to "+to, func(t *testing.T) {
+				at := netip.AddrPortFrom(netip.MustParseAddr(to), 9000)
+				got, err := ask(c.a1.Namespace, network, at, "who")
+				if name, _ := answer(got); err != nil || name != "node" {
+					t.Errorf("got %q, %v", got, err)
+				}
+			})
+		}
+	}
+	for reason, to := range map[string]string{"martian-target": "169.254.169.253"} {
+		t.Run("not to "+to, func(t *testing.T) {
+			before := podDrops(t, c.nodes[0], "a1", reason)
+			if got, err := ask(c.a1.Namespace, "udp", netip.AddrPortFrom(netip.MustParseAddr(to), 9000), "who"); err == nil {
+				t.Errorf("answered %q", got)
+			}
+			if after := podDrops(t, c.nodes[0], "a1", reason); after == before {
+				t.Errorf("no drop named %s", reason)
+			}
+		})
+	}
+}

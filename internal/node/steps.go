@@ -214,6 +214,7 @@ func (n *node) startForwarding() error {
 		Queues: n.cfg.Workers, MTUBytes: n.mtuBytes, MAC: vswitch.GatewayMAC,
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
+		Allowed: n.cfg.AllowEgress, HostLoopback: n.cfg.HostLoopback,
 		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
 		Keeper: n.fds, Bind: n.bind,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
@@ -238,7 +239,7 @@ func (n *node) startForwarding() error {
 	n.ports.serve(sw)
 	n.hostPorts.serve(g)
 	n.tracer.gateway.Store(g)
-	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts})
+	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts, LinkLocal: n.cfg.AllowEgress})
 	n.start("flow expiry", n.expireFlows)
 	n.start("dead ports", n.mourn)
 	n.start("flows of endpoints gone", n.dataplane.forgetting.run)

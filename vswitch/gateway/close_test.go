@@ -171,7 +171,7 @@ func TestFramesLeaveNothingBehind(t *testing.T) {
 		before := inject(500)
 		after := inject(rounds)
 		t.Logf("%d heap objects, then %d; %+v", before, after, g.Stats())
-		if after > before+2000 {
+		if after > before+2000+uint64(rounds)/200 { // pools and rings fill; a leak leaves one for each frame
 			t.Fatalf("%d heap objects became %d after %d frames on each path", before, after, rounds)
 		}
 	})

@@ -46,6 +46,9 @@ type Config struct {
 	// Denied are further ranges that pods don't reach through the host, besides
 	// those that deniedAlways names.
 	Denied []netip.Prefix
+	// Allowed are link-local ranges that pods reach all the same, such as a cloud's
+	// metadata service.
+	Allowed []netip.Prefix
 	// DeniedTCP are places that pods don't connect to, as the store of the cluster
 	// is: each address and port, and the same ports at every node's addresses.
 	DeniedTCP []netip.AddrPort

@@ -70,6 +70,8 @@ func (p *policy) egress(dst netip.Addr) (netip.Addr, bool) {
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1}), true
 	case p.loop6.IsValid() && dst == p.loop6:
 		return netip.IPv6Loopback(), true
+	case contains(p.cfg.Allowed, dst):
+		return dst, true
 	case !dst.IsValid() || contains(p.denied, dst):
 		return netip.Addr{}, false
 	}
