@@ -155,8 +155,14 @@ var (
 	_ stack.GSOEndpoint  = (*endpoint)(nil)
 )
 
-// deliver hands an IP packet, copied, to the netstack.
-func (e *endpoint) deliver(ip []byte, v6 bool) {
+// splitBytes is the size of a packet from which its headers get a buffer of their
+// own. The netstack holds a reference to them while it reads them, and for that
+// copies the buffer they lie in: of a super-frame 64 KiB, which are zeroed before.
+const splitBytes = 4 << 10
+
+// deliver hands an IP packet, copied, to the netstack. The first headerBytes of it
+// are headers.
+func (e *endpoint) deliver(ip []byte, headerBytes int, v6 bool) {
 	d := e.dispatcher.Load()
 	if d == nil {
 		return
@@ -165,9 +171,15 @@ func (e *endpoint) deliver(ip []byte, v6 bool) {
 	if v6 {
 		proto = header.IPv6ProtocolNumber
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-		Payload: buffer.MakeWithView(buffer.NewViewWithData(ip)),
-	})
+	headers, payload := ip, []byte(nil)
+	if len(ip) >= splitBytes {
+		headers, payload = ip[:headerBytes], ip[headerBytes:]
+	}
+	b := buffer.MakeWithView(buffer.NewViewWithData(headers))
+	if len(payload) > 0 {
+		b.Append(buffer.NewViewWithData(payload))
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 	(*d).DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
 }

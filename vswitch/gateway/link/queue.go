@@ -138,6 +138,10 @@ func (q *Queue) transmit(f *frame.Frame) drop.Reason {
 	if h.Fragment {
 		ep = &q.link.fragments
 	}
-	ep.deliver(f.Bytes()[h.L3Off:h.End], h.V6)
+	headers := h.L4Off
+	if h.HasL4 {
+		headers = h.PayloadOff
+	}
+	ep.deliver(f.Bytes()[h.L3Off:h.End], headers-h.L3Off, h.V6)
 	return drop.None
 }
