@@ -64,10 +64,16 @@ type allowance struct {
 // newAllowance takes a connection's first buffers; nil: there is no room. Close
 // gives back all.
 func newAllowance(pool *share.Pool[wire.Addr], c *podConn) *allowance {
-	a := &allowance{pool: pool, ep: c.ep}
+	var pod wire.Addr
 	if remote, err := c.ep.GetRemoteAddress(); err == nil {
-		a.pod = addrOf(remote.Addr)
+		pod = addrOf(remote.Addr)
 	}
+	return newAllowanceOf(pool, pod, c)
+}
+
+// newAllowanceOf is newAllowance at the expense of a certain pod.
+func newAllowanceOf(pool *share.Pool[wire.Addr], pod wire.Addr, c *podConn) *allowance {
+	a := &allowance{pool: pool, pod: pod, ep: c.ep}
 	for _, size := range []int64{firstBufferBytes, leastBufferBytes} {
 		if pool.Take(a.pod, 4*size) {
 			a.send, a.receive, a.taken = size, size, 4*size

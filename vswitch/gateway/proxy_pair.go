@@ -14,7 +14,7 @@ import (
 // endpoint. As in a splice each direction ends by itself and a reset goes through.
 //
 // Bytes are copied once: what one connection has received is read straight into the
-// buffers that the other sends from.
+// buffers that the other sends from. Both have an allowance, at the client's expense.
 type podPair struct {
 	client, server *podConn
 	to             backend
@@ -28,10 +28,30 @@ type podPair struct {
 // run moves bytes until both directions have ended. It closes both connections.
 func (p *podPair) run() {
 	p.used.Store(p.g.tick.Load())
+	client := newAllowance(p.g.memory, p.client)
+	if client != nil {
+		defer client.close()
+		if server := newAllowanceOf(p.g.memory, client.pod, p.server); server != nil {
+			defer server.close()
+			p.join(end{p.client, client}, end{p.server, server})
+			return
+		}
+	}
+	p.g.counters.memoryCapped.Add(1)
+	p.abort()
+}
+
+// end is one side of a pair.
+type end struct {
+	*podConn
+	allowed *allowance
+}
+
+func (p *podPair) join(client, server end) {
 	if p.g.begin(p) {
 		var up sync.WaitGroup
-		up.Go(func() { p.end(p.move(p.client, p.server, &p.stats.toClients)) })
-		p.end(p.move(p.server, p.client, &p.stats.toEndpoints))
+		up.Go(func() { p.end(p.move(client, server, &p.stats.toClients)) })
+		p.end(p.move(server, client, &p.stats.toEndpoints))
 		up.Wait()
 		p.g.connections.remove(p)
 	} else {
@@ -65,22 +85,31 @@ func (p *podPair) idle(tick, limit, halfClosedLimit uint32) bool {
 func (p *podPair) backend() backend { return p.to }
 
 // move carries what src sends to dst until src has finished.
-func (p *podPair) move(dst, src *podConn, moved *atomic.Uint64) error {
+func (p *podPair) move(dst, src end, moved *atomic.Uint64) error {
 	readable, writable := src.watch(waiter.ReadableEvents), dst.watch(waiter.WritableEvents)
 	defer readable.stop()
 	defer writable.stop()
 	from := unread{src.ep}
+	blocked, since := false, uint32(0) // whether dst has no room, and from which tick on
 	for {
 		n, err := dst.ep.Write(&from, tcpip.WriteOptions{})
 		if n > 0 {
-			p.used.Store(p.g.tick.Load())
+			tick := p.g.tick.Load()
+			p.used.Store(tick)
 			p.g.counters.bytes.Add(uint64(n))
 			moved.Add(uint64(n))
-			src.ep.ModerateRecvBuf(int(n))
+			src.allowed.received(int(n), tick)
+			if blocked && tick-since <= 1 {
+				dst.allowed.growSend() // its peer reads: only the buffer was short
+			}
+			blocked = false
 		}
 		switch err.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
+			if !blocked {
+				blocked, since = true, p.g.tick.Load()
+			}
 			select {
 			case <-writable.ch:
 			case <-readable.ch:

@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -321,6 +323,28 @@ func TestProxyKeepsThePodsCap(t *testing.T) {
 			if err == nil {
 				defer c.Close()
 			}
+		}
+	})
+}
+
+// Where no memory is left for buffers a connection is reset, and nothing is kept.
+func TestProxyKeepsWithinMemory(t *testing.T) {
+	tight := func(c *Config) { c.MemoryBytes = 4 * leastBufferBytes }
+	eachFamilyProxied(t, tight, func(b *proxyBed) {
+		b.server(b.pods[0], echoing)
+		b.put(b.pods[0])
+		c, err := b.dial()
+		if err == nil { // the client may hear of it a moment later
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+		}
+		if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
+			b.t.Errorf("got %v, want a reset", err)
+		}
+		eventually(b.t, "the connection is over", func() bool { return b.stats().Open == 0 })
+		if n := b.g.Stats().MemoryCapped; n != 1 {
+			b.t.Errorf("%d connections refused for memory, want 1", n)
 		}
 	})
 }
