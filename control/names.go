@@ -99,15 +99,19 @@ func (n *Names) eachAddr(s *dns.Service, f func(netip.Addr, dns.Name)) {
 // trimNames removes the names of services that are no longer there. It is not part
 // of State, since a list that wipes most of them is doubted for a while.
 func (o *Objects) trimNames() {
-	if o.names == nil || !o.namesStale {
+	if o.names == nil {
 		return
 	}
-	o.namesStale = false
-	for key := range o.names.services {
+	gone := slices.Values(o.namesGone)
+	if o.namesStale {
+		gone = maps.Keys(o.names.services)
+	}
+	for key := range gone {
 		if e := o.entries[key]; e == nil || e.record == nil {
 			o.names.put(key, nil)
 		}
 	}
+	o.namesStale, o.namesGone = false, nil
 }
 
 // compileNames brings the names of one service up to date. It follows

@@ -58,7 +58,8 @@ type Objects struct {
 	problemsChanged bool                   // since ProblemsChanged was asked
 
 	names      *Names // nil: nobody asks
-	namesStale bool   // it may know services that are not in the set
+	namesStale bool   // it may know any services that are not in the set
+	namesGone  []objectName
 }
 
 type objectName struct{ namespace, name string }
@@ -181,7 +182,9 @@ func (o *Objects) Delete(key Key) {
 			e.record = nil
 			o.markDirty(e)
 		}
-		o.namesStale = true
+		if o.names != nil {
+			o.namesGone = append(o.namesGone, objectName{key.Scope, key.Name})
+		}
 	case KindEndpointSlice:
 		o.removeSlice(key)
 	}

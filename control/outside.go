@@ -38,7 +38,11 @@ func (o *Objects) outsideAddrs(e *serviceEntry) (balancers, externals []netip.Ad
 			if in.IP == "" || in.IPMode != nil && *in.IPMode != corev1.LoadBalancerIPModeVIP {
 				continue // a proxy in front: its packets come to node ports or pods
 			}
-			take(&balancers, fmt.Sprintf("status.loadBalancer.ingress[%d].ip", i), in.IP, o.refuseBalancer)
+			refuse := o.refuseBalancer
+			if !ours(&s.Spec) {
+				refuse = o.refuseForeignBalancer
+			}
+			take(&balancers, fmt.Sprintf("status.loadBalancer.ingress[%d].ip", i), in.IP, refuse)
 		}
 		if o.self.NodesBalance && ours(&s.Spec) && len(s.Status.LoadBalancer.Ingress) == 0 {
 			balancers = o.nodeAddrs()
@@ -84,7 +88,20 @@ func (o *Objects) refuseExternal(a netip.Addr) error {
 	if name, ok := o.underlays[a]; ok {
 		return fmt.Errorf("%s is node %s's own address; want one that nobody has", a, name)
 	}
+	if err := o.refuseOurs(a); err != nil {
+		return err
+	}
 	return o.refuseOthers(a)
+}
+
+// refuseOurs refuses an address that the store gives to LoadBalancers of our class.
+func (o *Objects) refuseOurs(a netip.Addr) error {
+	for _, p := range o.self.LoadBalancerCIDRs {
+		if p.Contains(a) {
+			return fmt.Errorf("%s lies in --lb-cidr %s, which is for load balancers of class %s; want one that nobody has", a, p, LoadBalancerClass)
+		}
+	}
+	return nil
 }
 
 // refuseBalancer does so for what a load balancer's owner gave. That may be a
@@ -95,6 +112,14 @@ func (o *Objects) refuseBalancer(a netip.Addr) error {
 		return refuseSpecial(a)
 	}
 	return o.refuseOthers(a)
+}
+
+// refuseForeignBalancer does so for one of another class.
+func (o *Objects) refuseForeignBalancer(a netip.Addr) error {
+	if err := o.refuseOurs(a); err != nil {
+		return err
+	}
+	return o.refuseBalancer(a)
 }
 
 func (o *Objects) refuseOthers(a netip.Addr) error {
