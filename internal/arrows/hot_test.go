@@ -38,6 +38,7 @@ var hot = []struct {
 	{file: "vswitch/fragment.go"},
 	{file: "vswitch/cut.go"},
 	{file: "vswitch/guard.go"},
+	{file: "vswitch/ingress.go"},
 	{file: "vswitch/rewrite.go"},
 	{file: "vswitch/queue.go"},
 	{file: "vswitch/capture_ring.go", functions: []string{"reserve", "keep", "dropped", "publish"}},
