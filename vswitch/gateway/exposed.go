@@ -10,7 +10,9 @@ import (
 // other nodes: those of services that have an outside address and whose policy
 // for it is Cluster. The switch lets in nothing else that comes with a client's
 // address through the tunnel. An endpoint that takes no new flows is among them
-// while it is listed: nodes learn of a change at different moments.
+// while it is listed: nodes learn of a change at different moments. Endpoints of
+// other nodes are among them too, since not every slice says where one is; that the
+// pod is this node's the switch sees by its route.
 type exposed struct {
 	mu    sync.RWMutex
 	ports map[vip]int // guarded by mu; how many service ports expose it
@@ -45,8 +47,6 @@ func (s *Service) eachExposed(f func(vip)) {
 		return
 	}
 	for _, e := range s.Endpoints {
-		if e.OnNode {
-			f(vip{wire.AddrFrom(e.Addr), e.Port, s.Protocol})
-		}
+		f(vip{wire.AddrFrom(e.Addr), e.Port, s.Protocol})
 	}
 }
