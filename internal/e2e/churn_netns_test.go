@@ -26,26 +26,33 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {app: churn}
   ports:
-  - {name: greet, port: 7, targetPort: 7777}
   - {name: ask, port: 53, targetPort: %d, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: steady}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: churn}
+  ports: [{name: greet, port: 7, targetPort: 7777}]
 `
 
 // Case 14 and the oldest bug of service proxies: a client that keeps its UDP
 // socket follows the service's endpoints, whatever becomes of them. Meanwhile a
-// TCP connection to an endpoint that stays is not disturbed.
+// TCP connection to an endpoint that another service goes on listing is not disturbed.
 func TestEndpointChurn(t *testing.T) {
 	c := newCluster(t)
 	stays := c.pod(1, "stays", map[string]string{"app": "churn"})
 	serveGreeting(t, stays, 7777)
 	c.apply(fmt.Sprintf(churnService, 5354))
-	s := c.service("churn")
+	s, steady := c.service("churn"), c.service("steady")
 	for _, family := range []int{4, 6} {
 		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
 			c := c.in(t)
 			c.apply(fmt.Sprintf(churnService, 5354))
 			var open net.Conn
 			c.eventually("the service is known", func() (err error) {
-				open, err = dialGreeting(c.a1.Namespace, netip.AddrPortFrom(s.ip(family), 7), "stays")
+				open, err = dialGreeting(c.a1.Namespace, netip.AddrPortFrom(steady.ip(family), 7), "stays")
 				return err
 			})
 			defer open.Close()
