@@ -113,16 +113,6 @@ func (g *goal[K, V, C]) open() []K { return slices.SortedFunc(maps.Keys(g.pendin
 
 func (g *goal[K, V, C]) holder(c C) (K, bool) { k, ok := g.wanted[c]; return k, ok }
 
-// failing reports whether the last change of some key failed.
-func (g *goal[K, V, C]) failing() bool {
-	for _, it := range g.pending {
-		if it.failed.count > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // holding reports whether some deletion waits.
 func (g *goal[K, V, C]) holding() bool {
 	for _, it := range g.pending {
