@@ -115,8 +115,13 @@ func Run(ctx context.Context, cfg Config) error {
 			return current.stop(syscall.SIGTERM, stopTimeout)
 		case <-current.done:
 			state := current.cmd.ProcessState
-			if first && !isClosed(current.ready) {
+			switch {
+			case ctx.Err() != nil: // a terminal's ^C is for both
+				return nil
+			case first && !isClosed(current.ready) && state.Exited():
 				return &ExitError{state.ExitCode()}
+			case first && !isClosed(current.ready):
+				return fmt.Errorf("keeper: the dataplane ended before it was ready: %s", state)
 			}
 			cfg.Log.Error("the dataplane ended; starting it again", "pid", state.Pid(), "state", state.String())
 			if next = k.successor(ctx, current); next == nil {
