@@ -23,61 +23,46 @@ func Commands() []*cobra.Command {
 }
 
 func sinkCommand() *cobra.Command {
-	var listen string
 	var gro bool
-	c := &cobra.Command{
-		Use: "sink", Short: "Count datagrams until interrupted and print JSON", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
-			at, err := listenAddress(listen)
-			if err != nil {
-				return err
-			}
-			s, err := ListenSink(at, gro)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s\n", ReadyLine, at)
-			r, err := s.Serve(ctx)
-			if err != nil {
-				return err
-			}
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
-		},
-	}
-	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, UDP")
+	c := receiver("sink", "Count datagrams until interrupted and print JSON", "UDP", func(at netip.AddrPort) (serveFunc, error) {
+		s, err := ListenSink(at, gro)
+		if err != nil {
+			return nil, err
+		}
+		return s.Serve, nil
+	})
 	c.Flags().BoolVar(&gro, "gro", false, "take datagrams of one flow joined (UDP_GRO)")
 	return c
 }
 
 func acceptCommand() *cobra.Command {
-	var listen string
-	c := &cobra.Command{
-		Use: "accept", Short: "Accept connections, answer a byte and close, until interrupted", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
-			at, err := listenAddress(listen)
-			if err != nil {
-				return err
-			}
-			a, err := ListenAcceptor(at)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s\n", ReadyLine, at)
-			return a.Serve(ctx)
-		},
-	}
-	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, TCP")
-	return c
+	return receiver("accept", "Accept connections, answer a byte and close, until interrupted", "TCP", func(at netip.AddrPort) (serveFunc, error) {
+		a, err := ListenAcceptor(at)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) (*Report, error) { return nil, a.Serve(ctx) }, nil
+	})
 }
 
 func witnessCommand() *cobra.Command {
+	return receiver("witness", "Receive steady traffic until interrupted and print what became of it as JSON", "TCP and UDP", func(at netip.AddrPort) (serveFunc, error) {
+		w, err := ListenWitness(at)
+		if err != nil {
+			return nil, err
+		}
+		return w.Serve, nil
+	})
+}
+
+// serveFunc receives until ctx ends; its report is printed, if there is one.
+type serveFunc func(ctx context.Context) (*Report, error)
+
+// receiver is a command that listens, says so, and serves until interrupted.
+func receiver(use, short, protocols string, open func(netip.AddrPort) (serveFunc, error)) *cobra.Command {
 	var listen string
 	c := &cobra.Command{
-		Use: "witness", Short: "Receive steady traffic until interrupted and print what became of it as JSON", Args: cobra.NoArgs,
+		Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
@@ -85,19 +70,19 @@ func witnessCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w, err := ListenWitness(at)
+			serve, err := open(at)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s on %s\n", ReadyLine, at)
-			r, err := w.Serve(ctx)
-			if err != nil {
+			r, err := serve(ctx)
+			if err != nil || r == nil {
 				return err
 			}
 			return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
 		},
 	}
-	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, TCP and UDP")
+	c.Flags().StringVar(&listen, "listen", ":7000", "address `HOST:PORT` to listen on, "+protocols)
 	return c
 }
 
