@@ -16,18 +16,10 @@ import (
 // socketMode lets the owner alone connect.
 const socketMode = 0o600
 
-// Bind listens on a unix socket at path with mode 0600; network is "unix" or
-// "unixpacket". A socket file that nobody listens on is replaced, since a killed
-// daemon leaves one; where somebody does, the error is ErrInUse; a file that is no
-// socket is left alone. Closing the listener removes the file.
-func Bind(network, path string) (*net.UnixListener, error) {
-	l, err := bind(network, path)
-	if err != nil {
-		return nil, fmt.Errorf("fdpass: listen on %s: %w", path, err)
-	}
-	return l, nil
-}
-
+// bind listens on a unix socket at path with mode 0600. A socket file that nobody
+// listens on is replaced, since a killed daemon leaves one; where somebody does, the
+// error is ErrInUse; a file that is no socket is left alone. Closing the listener
+// removes the file.
 func bind(network, path string) (*net.UnixListener, error) {
 	// Two starters must not take each other's fresh file for a stale one. The
 	// lock goes with the descriptor.

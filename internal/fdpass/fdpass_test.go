@@ -386,8 +386,8 @@ func TestBind(t *testing.T) {
 		}
 	}
 
-	l.SetUnlinkOnClose(false) // as a killed process leaves it
-	l.Close()
+	l.socket.SetUnlinkOnClose(false) // as a killed process leaves it
+	l.socket.Close()
 	if _, err := os.Lstat(path); err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ type Handle func(ctx context.Context, m Message, fds []int, peer Cred) error
 
 // Server answers messages on one socket.
 type Server struct {
-	listener *net.UnixListener
+	listener *Listener
 	handle   Handle
 	log      *slog.Logger
 	slots    chan struct{} // one taken per connection
@@ -61,6 +61,12 @@ func Listen(path string, h Handle, log *slog.Logger) (*Server, error) {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	return s, nil
 }
+
+// InPlace reports why clients don't find the socket; nil: they do.
+func (s *Server) InPlace() error { return s.listener.InPlace() }
+
+// Restore puts the socket back in its place (Listener.Restore).
+func (s *Server) Restore() error { return s.listener.Restore() }
 
 // Serve accepts connections until ctx ends or Close is called, and returns nil
 // then; its own exit closes the server. It is called once.

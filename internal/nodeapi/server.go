@@ -103,9 +103,10 @@ const (
 // Server is the API on its socket.
 type Server struct {
 	apiv1.UnimplementedNodeServer
-	cfg  Config
-	grpc *grpc.Server
-	done chan error // of grpc.Serve
+	cfg      Config
+	grpc     *grpc.Server
+	listener *fdpass.Listener
+	done     chan error // of grpc.Serve
 	// stopping ends when Close begins: streams have no end of their own.
 	stopping context.Context
 	stop     context.CancelFunc
@@ -114,8 +115,8 @@ type Server struct {
 // Start binds the socket, mode 0600 in a directory made with 0700 if need be,
 // and serves until Close. A socket another daemon listens on is refused.
 func Start(cfg Config) (*Server, error) {
-	if err := makeSocketDir(filepath.Dir(cfg.Socket)); err != nil {
-		return nil, err
+	if err := os.MkdirAll(filepath.Dir(filepath.Dir(cfg.Socket)), 0o755); err != nil {
+		return nil, fmt.Errorf("--socket: %w", err)
 	}
 	listener, err := fdpass.Bind("unix", cfg.Socket)
 	if errors.Is(err, fdpass.ErrInUse) {
@@ -124,7 +125,7 @@ func Start(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--socket %s: %w", cfg.Socket, err)
 	}
-	s := &Server{cfg: cfg, done: make(chan error, 1)}
+	s := &Server{cfg: cfg, listener: listener, done: make(chan error, 1)}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
@@ -138,15 +139,11 @@ func Start(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-func makeSocketDir(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fmt.Errorf("--socket: %w", err)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("--socket: %w", err)
-	}
-	return nil
-}
+// InPlace reports why clients don't find the socket; nil: they do.
+func (s *Server) InPlace() error { return s.listener.InPlace() }
+
+// Restore puts the socket back in its place (fdpass.Listener.Restore).
+func (s *Server) Restore() error { return s.listener.Restore() }
 
 // Close stops listening, lets calls in progress end for a moment, and removes
 // the socket. It is idempotent.
