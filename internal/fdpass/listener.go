@@ -27,9 +27,9 @@ type Listener struct {
 var _ net.Listener = (*Listener)(nil)
 
 // Bind listens on a unix socket at path with mode 0600; network is "unix" or
-// "unixpacket". The directory is made, with mode 0700, if only it is missing. A socket
-// file that nobody listens on is replaced, since a killed daemon leaves one; where
-// somebody does, the error is ErrInUse; a file that is no socket is left alone.
+// "unixpacket". A socket file that nobody listens on is replaced, since a killed
+// daemon leaves one; where somebody does, the error is ErrInUse; a file that is no
+// socket is left alone.
 func Bind(network, path string) (*Listener, error) {
 	l := &Listener{network: network, path: path}
 	var err error
@@ -40,9 +40,6 @@ func Bind(network, path string) (*Listener, error) {
 }
 
 func (l *Listener) bind() (*net.UnixListener, fs.FileInfo, error) {
-	if err := os.Mkdir(filepath.Dir(l.path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, nil, err
-	}
 	socket, err := bind(l.network, l.path)
 	if err != nil {
 		return nil, nil, err
@@ -69,13 +66,17 @@ func (l *Listener) InPlace() error {
 	return nil
 }
 
-// Restore binds the path again. It is refused where somebody else listens there by
+// Restore binds the path again, in a directory made anew, with mode 0700, if that has
+// gone as well. It is refused where somebody else listens there by
 // now (ErrInUse), or a file is in the way; the listener is then as before.
 func (l *Listener) Restore() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return net.ErrClosed
+	}
+	if err := os.Mkdir(filepath.Dir(l.path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("fdpass: %w", err)
 	}
 	socket, file, err := l.bind()
 	if err != nil {

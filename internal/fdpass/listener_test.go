@@ -21,6 +21,9 @@ func TestASocketThatWasTakenAwayIsPutBack(t *testing.T) {
 		t.Run(takeAway.name, func(t *testing.T) {
 			verifyNoLeak(t)
 			path := filepath.Join(t.TempDir(), "run", "fds")
+			if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
 			l, err := Bind("unix", path)
 			if err != nil {
 				t.Fatal(err)

@@ -115,8 +115,8 @@ type Server struct {
 // Start binds the socket, mode 0600 in a directory made with 0700 if need be,
 // and serves until Close. A socket another daemon listens on is refused.
 func Start(cfg Config) (*Server, error) {
-	if err := os.MkdirAll(filepath.Dir(filepath.Dir(cfg.Socket)), 0o755); err != nil {
-		return nil, fmt.Errorf("--socket: %w", err)
+	if err := makeSocketDir(filepath.Dir(cfg.Socket)); err != nil {
+		return nil, err
 	}
 	listener, err := fdpass.Bind("unix", cfg.Socket)
 	if errors.Is(err, fdpass.ErrInUse) {
@@ -137,6 +137,16 @@ func Start(cfg Config) (*Server, error) {
 	apiv1.RegisterNodeServer(s.grpc, s)
 	go func() { s.done <- s.grpc.Serve(listener) }()
 	return s, nil
+}
+
+func makeSocketDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("--socket: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("--socket: %w", err)
+	}
+	return nil
 }
 
 // InPlace reports why clients don't find the socket; nil: they do.
