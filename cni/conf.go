@@ -94,7 +94,10 @@ func parseConf(stdin []byte, s strictness) (*conf, error) {
 	}
 	c := &conf{CNIVersion: raw.CNIVersion, Network: raw.Name, Socket: raw.Socket}
 	if c.Socket == "" {
-		c.Socket = apiv1.DefaultSocket()
+		var err error
+		if c.Socket, err = apiv1.DefaultSocket(); err != nil {
+			return nil, configError("socket: missing, and there is no default: %v", err)
+		}
 	}
 	if err := apiv1.CheckSocketPath(c.Socket); err != nil {
 		return nil, configError("%v", err)

@@ -19,7 +19,8 @@ import (
 func reattach(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("vswitch-cni reattach", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	socket := flags.String("socket", apiv1.DefaultSocket(), "the daemon's socket")
+	fallback, noDefault := apiv1.DefaultSocket()
+	socket := flags.String("socket", fallback, "the daemon's socket")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
 	} else if err != nil {
@@ -27,6 +28,10 @@ func reattach(args []string, stdout, stderr io.Writer) int {
 	}
 	if flags.NArg() > 0 {
 		fmt.Fprintf(stderr, "vswitch-cni reattach: unexpected argument %q\n", flags.Arg(0))
+		return 2
+	}
+	if *socket == "" && noDefault != nil {
+		fmt.Fprintf(stderr, "vswitch-cni reattach: --socket: %v; want --socket PATH\n", noDefault)
 		return 2
 	}
 	reply, err := call(*socket, apiv1.NodeClient.ListAttachments, &apiv1.ListAttachmentsRequest{DetachedOnly: true})

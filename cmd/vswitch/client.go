@@ -28,19 +28,33 @@ const maxReplyBytes = 64 << 20
 type daemon struct{ socket string }
 
 func (d *daemon) addFlag(cmd *cobra.Command) {
-	path := apiv1.DefaultSocket()
+	path, _ := apiv1.DefaultSocket() // without one, path says why
 	if s, ok := os.LookupEnv(config.EnvName("socket")); ok {
 		path = s
 	}
 	cmd.Flags().StringVar(&d.socket, "socket", path, "`PATH` of the daemon's unix socket")
 }
 
+// path is the socket's, absolute.
+func (d *daemon) path() (string, error) {
+	if d.socket == "" {
+		if _, err := apiv1.DefaultSocket(); err != nil {
+			return "", fmt.Errorf("--socket: %w; want --socket PATH", err)
+		}
+	}
+	path, err := filepath.Abs(d.socket)
+	if err != nil {
+		return "", fmt.Errorf("--socket %s: %w", d.socket, err)
+	}
+	return path, nil
+}
+
 // call dials the daemon and makes one or more calls. What the API answers comes
 // back as its message alone.
 func (d *daemon) call(ctx context.Context, f func(*apiv1.Client) error) error {
-	socket, err := filepath.Abs(d.socket)
+	socket, err := d.path()
 	if err != nil {
-		return fmt.Errorf("--socket %s: %w", d.socket, err)
+		return err
 	}
 	c, err := apiv1.Dial(ctx, socket)
 	switch {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -40,10 +39,8 @@ func (o *hostOptions) addFlags(cmd *cobra.Command) {
 func (o *hostOptions) config() (hostnet.Config, error) {
 	var err error
 	c := o.Config
-	if c.Socket, err = filepath.Abs(o.daemon.socket); err != nil {
-		return c, fmt.Errorf("--socket %s: %w", o.daemon.socket, err)
-	}
-	return c, nil
+	c.Socket, err = o.path()
+	return c, err
 }
 
 func newHostAttach() *cobra.Command {

@@ -66,7 +66,8 @@ var only = []struct {
 }{
 	{from: "vswitch/drop", why: "everything may name a reason"},
 	{from: "vswitch/frame", to: []string{"vswitch/drop"}, why: "the unit that everything moves"},
-	{from: "control/api/v1", why: "generated, and the plugin imports it"},
+	{from: "internal/account", why: "daemon, clients and plugin find each other by it"},
+	{from: "control/api/v1", to: []string{"internal/account"}, why: "generated, and the plugin imports it"},
 	{
 		from: "cni/...", to: []string{"control/api/v1", "tap", "internal/fdpass", "internal/netif", "vswitch/frame", "cni/..."},
 		why: "the plugin only asks the daemon and sets up a namespace",

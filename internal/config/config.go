@@ -22,7 +22,7 @@ import (
 type Config struct {
 	Node     string       // unique in the cluster; a DNS-1123 subdomain
 	Underlay []netip.Addr // where other nodes reach this one: one address a family at most
-	UDPPort  uint16       // of the tunnel; further sockets take the ports behind it
+	UDPPort  uint16       // of the tunnel; further sockets take the ports behind it; zero: those the node chooses
 
 	Store Store
 

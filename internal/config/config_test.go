@@ -19,8 +19,9 @@ func (l lab) name() (string, error) { return l.hostname, nil }
 func (lab) underlay() (netip.Addr, string) {
 	return netip.MustParseAddr("192.0.2.1"), "default route"
 }
-func (lab) socket() string            { return "/run/vswitch/vswitch.sock" }
+func (lab) socket() (string, error)   { return "/run/vswitch/vswitch.sock", nil }
 func (lab) stateDir() (string, error) { return "/var/lib/vswitch", nil }
+func (lab) root() bool                { return true }
 
 // sources is what one run of the command is given.
 type sources struct {
@@ -302,8 +303,42 @@ type homeless struct{ lab }
 
 func (homeless) stateDir() (string, error) { return "", errors.New("$HOME is not defined") }
 
+func (homeless) socket() (string, error) { return "", errors.New("no login session") }
+
+// user is an ordinary one.
+type user struct{ lab }
+
+func (user) root() bool { return false }
+
+func TestOnlyRootHasAPortByDefault(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		s    sources
+		h    host
+		want uint16
+	}{
+		{"root", sources{}, lab{"a"}, 8472},
+		{"root who wants one chosen", sources{args: []string{"--udp-port=auto"}}, lab{"a"}, 0},
+		{"a user", sources{}, user{lab{"a"}}, 0},
+		{"a user with a flag", sources{args: []string{"--udp-port=8472"}}, user{lab{"a"}}, 8472},
+		{"a user with a variable", sources{env: map[string]string{"VSWITCH_UDP_PORT": "9000"}}, user{lab{"a"}}, 9000},
+		{"a user with a file", sources{file: "udp-port: 9001\n"}, user{lab{"a"}}, 9001},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if c, err := load(t, tt.s, tt.h); err != nil || c.UDPPort != tt.want {
+				t.Errorf("port %d, %v, want %d", c.UDPPort, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestNoSocketDirectory(t *testing.T) {
+	_, err := load(t, sources{args: []string{"--state-dir=/tmp/state"}}, homeless{lab{"a"}})
+	wantMessage(t, err, []string{"--socket", "no login session", "--socket PATH"})
+}
+
 func TestNoStateDirectory(t *testing.T) {
-	_, err := load(t, sources{}, homeless{lab{"a"}})
+	_, err := load(t, sources{args: []string{"--socket=/tmp/v.sock"}}, homeless{lab{"a"}})
 	wantMessage(t, err, []string{"--state-dir", "$HOME", "--state-dir DIR"})
 }
 

@@ -6,23 +6,21 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/account"
 )
-
-func formatUint16(n uint16) string { return strconv.Itoa(int(n)) }
 
 // host answers for the defaults that depend on the machine.
 type host interface {
 	name() (string, error)
 	// underlay finds an address other nodes may reach, and says how it was found.
 	underlay() (netip.Addr, string)
-	socket() string
+	socket() (string, error)
 	stateDir() (string, error)
+	// root: of the machine; everybody else is an ordinary user.
+	root() bool
 }
 
 // fill completes what no source gave.
@@ -44,7 +42,11 @@ func (c *Config) fill(h host) error {
 		c.DNS.Addrs = dnsAddrs(c.ServiceCIDR)
 	}
 	if c.SocketPath == "" {
-		c.SocketPath = h.socket()
+		path, err := h.socket()
+		if err != nil {
+			return fmt.Errorf("--socket: %w; want --socket PATH", err)
+		}
+		c.SocketPath = path
 	}
 	if c.StateDir == "" {
 		dir, err := h.stateDir()
@@ -103,22 +105,18 @@ func (thisHost) underlay() (netip.Addr, string) {
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1}), "no network; other nodes can't reach this one"
 }
 
-func (thisHost) socket() string { return apiv1.DefaultSocket() }
+func (thisHost) socket() (string, error) { return apiv1.DefaultSocket() }
 
-// stateDir is the system's where it can be written, and the user's otherwise:
-// root of a user namespace is uid 0 too, but /var/lib is not its own.
-func (thisHost) stateDir() (string, error) {
-	if writable("/var/lib") {
-		return "/var/lib/vswitch", nil
-	}
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "vswitch"), nil
-	}
-	home, err := os.UserHomeDir()
+func (thisHost) root() bool { return account.Own().Root }
+
+func (thisHost) stateDir() (string, error) { return DefaultStateDir() }
+
+// DefaultStateDir is --state-dir where it is not given: vswitch in /var/lib for root,
+// in $XDG_STATE_HOME or ~/.local/state for everybody else.
+func DefaultStateDir() (string, error) {
+	dir, err := account.Own().StateDir()
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(home, ".local", "state", "vswitch"), nil
+	return filepath.Join(dir, "vswitch"), nil
 }
-
-func writable(dir string) bool { return unix.Access(dir, unix.W_OK) == nil }

@@ -51,7 +51,8 @@ func (l *Loader) register() {
 	}
 	add("node", value[string]{&c.Node, "NAME", parseNode, same}, "this node's `NAME` in the cluster (default: the host name)")
 	add("underlay", value[[]netip.Addr]{&c.Underlay, "ADDR[,ADDR]", parseUnderlay, join[netip.Addr]}, "`ADDR[,ADDR]` at which other nodes reach this one, one a family (default: that of the default route)")
-	add("udp-port", value[uint16]{&c.UDPPort, "PORT", parsePort, formatUint16}, "first UDP `PORT` of the tunnel")
+	add("udp-port", value[uint16]{&c.UDPPort, "PORT", parseUDPPort, formatUDPPort}, "first UDP `PORT` of the tunnel, or auto: ports that are free, kept from then on (default: 8472 for root, auto for an ordinary user)")
+	fs.Lookup("udp-port").DefValue = ""
 	add("store", value[[]string]{&c.Store.URLs, "STORE", parseStore, func([]string) string { return c.Store.String() }}, "cluster `STORE`: embedded, or etcd=URL[,URL...]")
 	add("cluster-cidr", value[[]netip.Prefix]{&c.ClusterCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of all pods, one a family")
 	add("service-cidr", value[[]netip.Prefix]{&c.ServiceCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of service addresses, one a family")
@@ -105,6 +106,9 @@ func (l *Loader) Load(environ func(string) (string, bool)) (Config, error) {
 			return Config{}, err
 		}
 	}
+	if !given["udp-port"] && !l.host.root() {
+		l.cfg.UDPPort = 0 // users can't agree on one
+	}
 	if err := l.cfg.fill(l.host); err != nil {
 		return Config{}, err
 	}
@@ -123,8 +127,8 @@ func ours(f *pflag.Flag) bool {
 	return false
 }
 
-// readFile sets what is not given otherwise from a YAML file. A key that is no
-// flag's name is an error, and so is one given twice.
+// readFile sets what is not given otherwise from a YAML file, and notes it. A key
+// that is no flag's name is an error, and so is one given twice.
 func (l *Loader) readFile(path string, given map[string]bool) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -150,6 +154,7 @@ func (l *Loader) readFile(path string, given map[string]bool) error {
 		if given[name] {
 			continue
 		}
+		given[name] = true
 		text, err := scalar(settings[name])
 		if err == nil {
 			err = f.Value.Set(text)

@@ -69,6 +69,27 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
+// autoPort asks for ports of the node's own choice.
+const autoPort = "auto"
+
+func parseUDPPort(s string) (uint16, error) {
+	if s == autoPort {
+		return 0, nil
+	}
+	port, err := parsePort(s)
+	if err != nil {
+		return 0, fmt.Errorf("%w, or %s", err, autoPort)
+	}
+	return port, nil
+}
+
+func formatUDPPort(n uint16) string {
+	if n == 0 {
+		return autoPort
+	}
+	return strconv.Itoa(int(n))
+}
+
 // perFamily reads a list of one or two, no two of one family.
 func perFamily[T any](s, want string, parse func(string) (T, error), is4 func(T) bool) ([]T, error) {
 	parts := strings.Split(s, ",")

@@ -2,9 +2,10 @@ package apiv1
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
+
+	"vswitch/internal/account"
 )
 
 const (
@@ -25,21 +26,15 @@ const (
 )
 
 // DefaultSocket is where a daemon listens and its clients look unless told
-// otherwise: /run/vswitch/vswitch.sock for root, else in the user's runtime
-// directory.
-func DefaultSocket() string {
-	return defaultSocket(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"))
-}
-
-func defaultSocket(uid int, runtimeDir string) string {
-	dir := "/run"
-	if uid != 0 {
-		dir = runtimeDir
-		if dir == "" {
-			dir = fmt.Sprintf("/run/user/%d", uid)
-		}
+// otherwise: /run/vswitch/vswitch.sock for root, else the same in the user's runtime
+// directory, for root of the user's namespaces too. The error says why a user has
+// none.
+func DefaultSocket() (string, error) {
+	dir, err := account.Own().RuntimeDir()
+	if err != nil {
+		return "", err
 	}
-	return filepath.Join(dir, "vswitch", "vswitch.sock")
+	return filepath.Join(dir, "vswitch", "vswitch.sock"), nil
 }
 
 // FDSocket is the path of the fd socket that goes with an API socket.
