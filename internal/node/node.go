@@ -233,13 +233,13 @@ func (n *node) openTunnel() error {
 	}
 	// Every TAP takes merged datagrams and CWR segments: where its kernel doesn't,
 	// the queue does the work (package tap).
-	n.tunnel, err = vxlan.New(vxlan.Config{
+	n.tunnel, err = n.listenTunnel(vxlan.Config{
 		Underlays: n.cfg.Underlay, Port: n.cfg.UDPPort, Sockets: n.cfg.Workers, VNI: vxlan.DefaultVNI,
 		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI),
 		MAC:        mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Keeper: n.fds, Log: n.log,
 	})
 	if err != nil {
-		return fmt.Errorf("--udp-port %d, --underlay %s: %w", n.cfg.UDPPort, join(n.cfg.Underlay), err)
+		return err
 	}
 	n.onClose(n.tunnel.Close)
 	n.facts = control.NodeFacts{

@@ -22,6 +22,7 @@ const (
 	snapshotFile    = "objects.json"
 	attachmentsFile = "attachments.json"
 	leasesFile      = "leases.json"
+	udpPortFile     = "udp-port.json"
 	storeDir        = "store"
 )
 

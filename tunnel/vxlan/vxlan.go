@@ -42,6 +42,8 @@ type Config struct {
 	// Sockets is the number of queues, at most 64; 0: 1. Each has a port of its own,
 	// Port, Port+1, ..., as far as they can be had.
 	Sockets int
+	// AllPorts: they must all be had, as where ports are yet to be chosen.
+	AllPorts bool
 	// VNI is this node's network identifier, 1 to 2^24-1; 0: DefaultVNI.
 	VNI uint32
 	// IngressVNI is a second identifier of this node's, for frames from outside the
@@ -150,10 +152,10 @@ type underlay struct {
 	gso      bool
 }
 
-// New opens the tunnel's sockets. The first port must be had on every underlay
-// address: errors.Is(err, unix.EADDRINUSE) where another program has it. Further
-// ones that are taken are left out: their queues share the other queues' sockets
-// for sending, and receive nothing.
+// New opens the tunnel's sockets. The first port, or with AllPorts each, must be had
+// on every underlay address: errors.Is(err, unix.EADDRINUSE) where another program has
+// it. Further ones that are taken are left out: their queues share the other queues'
+// sockets for sending, and receive nothing.
 func New(cfg Config) (*Tunnel, error) {
 	cfg.setDefaults()
 	if err := cfg.validate(); err != nil {
@@ -232,8 +234,9 @@ func (t *Tunnel) listen(us []underlay) ([][]*udp.Conn, error) {
 	for i := range t.cfg.Sockets {
 		port := t.cfg.Port + uint16(i)
 		set, err := t.listenPort(us, port)
-		if err != nil && i == 0 {
-			return nil, fmt.Errorf("vxlan: port %d, the first, is needed: %w", port, err)
+		if err != nil && (i == 0 || t.cfg.AllPorts) {
+			closeAll(conns)
+			return nil, fmt.Errorf("vxlan: port %d is needed: %w", port, err)
 		}
 		if err != nil {
 			t.cfg.Log.Warn("vxlan: port left out", "port", port, "err", err)
@@ -242,7 +245,30 @@ func (t *Tunnel) listen(us []underlay) ([][]*udp.Conn, error) {
 		conns = append(conns, set)
 		t.ports = append(t.ports, port)
 	}
+	if err := t.keep(conns); err != nil {
+		closeAll(conns)
+		return nil, err
+	}
 	return conns, nil
+}
+
+// keep has every socket outlive this process, once all are had.
+func (t *Tunnel) keep(conns [][]*udp.Conn) error {
+	if t.cfg.Keeper == nil {
+		return nil
+	}
+	for _, set := range conns {
+		for _, c := range set {
+			if err := t.cfg.Keeper.Put(keptName(c.Local()), []int{c.FD()}); err != nil {
+				return fmt.Errorf("vxlan: keep %v: %w", c.Local(), err)
+			}
+		}
+	}
+	return nil
+}
+
+func keptName(local netip.AddrPort) string {
+	return fmt.Sprintf("tunnel/%s/%d", strings.ReplaceAll(local.Addr().String(), ":", "-"), local.Port())
 }
 
 func (t *Tunnel) listenPort(us []underlay, port uint16) ([]*udp.Conn, error) {
@@ -267,23 +293,12 @@ func (t *Tunnel) listenOn(local netip.AddrPort) (*udp.Conn, error) {
 	cfg := udp.Config{
 		Local: local, BufferBytes: t.cfg.BufferBytes, Offload: t.cfg.Offload, PathMTU: t.learn, Log: t.cfg.Log,
 	}
-	if t.cfg.Keeper == nil {
-		return udp.Listen(cfg)
+	if t.cfg.Keeper != nil {
+		if fds, err := t.cfg.Keeper.Get(keptName(local)); err == nil {
+			cfg.Socket = fds[0]
+		}
 	}
-	name := fmt.Sprintf("tunnel/%s/%d", strings.ReplaceAll(local.Addr().String(), ":", "-"), local.Port())
-	if fds, err := t.cfg.Keeper.Get(name); err == nil {
-		cfg.Socket = fds[0]
-		return udp.Listen(cfg)
-	}
-	c, err := udp.Listen(cfg)
-	if err != nil {
-		return nil, err
-	}
-	if err := t.cfg.Keeper.Put(name, []int{c.FD()}); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
+	return udp.Listen(cfg)
 }
 
 func closeAll(sets [][]*udp.Conn) {
