@@ -50,7 +50,9 @@ type Manager struct {
 	mu     sync.Mutex
 	leases Leases // nil until the node has its pod CIDR; guarded by mu, as is all below
 	byKey  map[Key]*entry
-	closed bool
+	// restored: what the fd store kept is open again.
+	restored bool
+	closed   bool
 }
 
 // entry is an attachment and what only the manager knows of it.
@@ -112,6 +114,7 @@ func (m *Manager) Serve(l Leases) error {
 func (m *Manager) Restore() []Attachment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.restored = true
 	for _, e := range m.byKey {
 		fds, err := m.cfg.FDs.Get(e.storeName())
 		if err != nil {
@@ -223,6 +226,18 @@ func (m *Manager) List() []Attachment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.list()
+}
+
+// Lost are the attachments whose queues are gone, for reattach to bring new ones:
+// none that an ADD is on the way to bring. Before Restore it can't be told which they
+// are: ErrNotReady.
+func (m *Manager) Lost() ([]Attachment, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.restored {
+		return nil, ErrNotReady
+	}
+	return slices.DeleteFunc(m.list(), func(a Attachment) bool { return a.State != Detached }), nil
 }
 
 func (m *Manager) list() []Attachment {

@@ -357,7 +357,14 @@ func TestRestartLeavesPodsDetachedAndReattachable(t *testing.T) {
 	if got := b.state("pending"); got != "gone" {
 		t.Errorf("the pending one is %s, its lease %v", got, b.leases.held)
 	}
+	if lost, err := b.Lost(); !errors.Is(err, ErrNotReady) {
+		t.Errorf("lost before the kept ones are open again: %v, %v", lost, err)
+	}
 	all := b.Restore()
+	b.add("coming")
+	if lost, err := b.Lost(); err != nil || len(lost) != 1 || lost[0].ContainerID != "c1" {
+		t.Errorf("lost %v, %v; want c1 alone", lost, err)
+	}
 	if len(all) != 1 || all[0].State != Detached || all[0].Token == "" || all[0].Token == a.Token {
 		t.Fatalf("restored %+v", all)
 	}
@@ -385,6 +392,9 @@ func TestRestartUnderAKeeperRestoresByItself(t *testing.T) {
 	b.Restore()
 	if got := b.state("c1"); got != "attached" {
 		t.Errorf("%s, want attached", got)
+	}
+	if lost, err := b.Lost(); err != nil || len(lost) != 0 {
+		t.Errorf("lost %v, %v; want nothing", lost, err)
 	}
 }
 

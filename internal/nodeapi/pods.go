@@ -99,11 +99,15 @@ func (s *Server) GC(_ context.Context, r *apiv1.GCRequest) (*apiv1.GCReply, erro
 
 // ListAttachments implements apiv1.NodeServer.
 func (s *Server) ListAttachments(_ context.Context, r *apiv1.ListAttachmentsRequest) (*apiv1.ListAttachmentsReply, error) {
-	reply := &apiv1.ListAttachmentsReply{}
-	for _, a := range s.cfg.Attachments.List() {
-		if r.GetDetachedOnly() && a.State == attach.Attached {
-			continue
+	list := s.cfg.Attachments.List()
+	if r.GetDetachedOnly() {
+		var err error
+		if list, err = s.cfg.Attachments.Lost(); err != nil {
+			return nil, statusOf(err)
 		}
+	}
+	reply := &apiv1.ListAttachmentsReply{}
+	for _, a := range list {
 		w := wireAttachment(&a)
 		w.Token = a.Token
 		reply.Attachments = append(reply.Attachments, w)

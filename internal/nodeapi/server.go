@@ -34,6 +34,7 @@ type Attachments interface {
 	Delete(attach.Key) error
 	Get(attach.Key) (attach.Attachment, error)
 	List() []attach.Attachment
+	Lost() ([]attach.Attachment, error)
 	GC(network string, valid []attach.Key) ([]attach.Attachment, []attach.Failure)
 }
 

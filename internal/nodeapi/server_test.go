@@ -54,6 +54,7 @@ func (a *attachments) List() []attach.Attachment {
 	detached.State, detached.Token, detached.Ifname = attach.Detached, "secret", "eth1"
 	return []attach.Attachment{a.reply, detached}
 }
+func (a *attachments) Lost() ([]attach.Attachment, error) { return a.List()[1:], a.err }
 func (a *attachments) GC(_ string, valid []attach.Key) ([]attach.Attachment, []attach.Failure) {
 	a.valid = valid
 	return []attach.Attachment{a.reply}, []attach.Failure{{Key: a.reply.Key, Err: errors.New("disk full")}}

@@ -1173,7 +1173,7 @@ func (x *GCFailure) GetError() string {
 
 type ListAttachmentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only those whose queues the daemon does not hold.
+	// Only those whose queues the daemon has lost.
 	DetachedOnly  bool `protobuf:"varint,1,opt,name=detached_only,json=detachedOnly,proto3" json:"detached_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

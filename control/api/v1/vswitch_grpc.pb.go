@@ -76,6 +76,7 @@ type NodeClient interface {
 	GC(ctx context.Context, in *GCRequest, opts ...grpc.CallOption) (*GCReply, error)
 	// ListAttachments lists every attachment with what is needed to open the
 	// queues of its TAP again (vswitch-cni reattach).
+	// FAILED_PRECONDITION: the daemon has not restored yet what it keeps.
 	ListAttachments(ctx context.Context, in *ListAttachmentsRequest, opts ...grpc.CallOption) (*ListAttachmentsReply, error)
 	// Apply creates or changes objects, in order, and stops at the first error.
 	// INVALID_ARGUMENT names the document and the field.
@@ -283,6 +284,7 @@ type NodeServer interface {
 	GC(context.Context, *GCRequest) (*GCReply, error)
 	// ListAttachments lists every attachment with what is needed to open the
 	// queues of its TAP again (vswitch-cni reattach).
+	// FAILED_PRECONDITION: the daemon has not restored yet what it keeps.
 	ListAttachments(context.Context, *ListAttachmentsRequest) (*ListAttachmentsReply, error)
 	// Apply creates or changes objects, in order, and stops at the first error.
 	// INVALID_ARGUMENT names the document and the field.
