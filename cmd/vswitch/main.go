@@ -4,6 +4,7 @@
 //	vswitch upgrade      asks the daemon to go on in a new process
 //	vswitch store        the embedded store; the daemon starts it
 //	vswitch host         the host's own interface; package internal/hostnet
+//	vswitch install-cni  the plugin, for a container runtime; package internal/cniinstall
 //	vswitch apply|delete|get|capture|trace|version   clients of the daemon's API
 //
 // It holds no logic of its own: flags in, calls out, text back.
@@ -48,6 +49,7 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newUpgrade(), newVersion())
+	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newUpgrade(),
+		newInstallCNI(), newUninstallCNI(), newVersion())
 	return root
 }

@@ -80,7 +80,7 @@ func (f File) WriteFrom(data func(io.Writer) error) error {
 		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
 	}
 	head := fmt.Sprintf(`{"kind":%s,"version":%d,"sha256":"`, kind, f.Version)
-	err = replace(f.Path, func(out *os.File) error {
+	err = Replace(f.Path, 0o600, func(out *os.File) error {
 		// The checksum stands before what it is of, and is known after.
 		room := strings.Repeat("0", hex.EncodedLen(sha256.Size))
 		if _, err := out.WriteString(head + room + `","data":`); err != nil {
@@ -148,9 +148,10 @@ func checksum(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// replace has a file written beside path and renames it there. The name aside is
-// fixed, so that a crash leaves one such file at most.
-func replace(path string, write func(*os.File) error) (err error) {
+// Replace has a file written beside path, as path.new, and renames it there: a
+// reader of path sees all of the old one or all of the new. mode is exact, whatever
+// the umask. The name aside is fixed, so that a crash leaves one such file at most.
+func Replace(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
 	aside := path + ".new"
 	out, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -161,7 +162,10 @@ func replace(path string, write func(*os.File) error) (err error) {
 			_ = os.Remove(aside)
 		}
 	}()
-	if err = write(out); err == nil {
+	if err = out.Chmod(mode); err == nil {
+		err = write(out)
+	}
+	if err == nil {
 		err = out.Sync()
 	}
 	if cerr := out.Close(); err == nil {

@@ -96,6 +96,7 @@ var importers = []struct {
 	{to: "bench/...", from: []string{"cmd/vswitch-bench", "bench/..."}, why: "it is the benchmark's"},
 	{to: "cni/...", from: []string{"cmd/vswitch-cni", "cni/..."}, why: "it is the plugin's"},
 	{to: "internal/hostnet", from: []string{"cmd/vswitch"}, why: "it is the command line's"},
+	{to: "internal/cniinstall", from: []string{"cmd/vswitch"}, why: "likewise"},
 	{to: "internal/netif", from: []string{"cni/...", "internal/hostnet"}, why: "the daemon never configures a namespace"},
 	{to: "internal/lab/...", from: []string{"internal/lab/...", "internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product never builds labs"},
 	{to: "internal/traffic", from: []string{"internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product makes no test traffic"},
