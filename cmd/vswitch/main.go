@@ -50,6 +50,6 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newUpgrade(),
-		newInstallCNI(), newUninstallCNI(), newVersion())
+		newInstallCNI(), newUninstallCNI(), newAttend(), newVersion())
 	return root
 }
