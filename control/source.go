@@ -1,12 +1,9 @@
 package control
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
-
-	corev1 "k8s.io/api/core/v1"
 
 	"vswitch/vswitch/frame"
 )
@@ -21,35 +18,6 @@ type Sink interface {
 	// Reachable tells when the source is lost and when it is back. While it is
 	// lost nothing that it said is doubted.
 	Reachable(bool)
-}
-
-// Store is where a cluster's objects live and nodes meet.
-type Store interface {
-	// Apply creates or replaces objects that passed Validate, allocates what
-	// they leave open (ClusterIPs, NodePorts), and returns them as stored. All
-	// of them or, up to the first error, some.
-	Apply(ctx context.Context, objs []Object) ([]Object, error)
-	// Delete removes one object; ErrNotFound if there is none. Deleting a node
-	// frees its pod CIDRs and removes its pods; a live vswitch node is refused.
-	Delete(ctx context.Context, kind Kind, namespace, name string) error
-	// List reads every object of a kind from the store, not from a copy.
-	List(ctx context.Context, kind Kind) ([]Object, error)
-
-	// ClaimNode makes or confirms this node's claim to its name and pod CIDRs. It
-	// tries until ctx ends while the store is away; a *ConflictError or a
-	// *MismatchError is final. Until it returns Run publishes nothing.
-	ClaimNode(ctx context.Context, want Claim) (Claim, error)
-	// LoadPods gives the interfaces that exist on this node, once, at start;
-	// only then are records of this node's that are not among them removed.
-	LoadPods(pods []*corev1.Pod)
-	// PublishPod and UnpublishPod never wait for the store: the change goes to
-	// the sink at once, and is kept and written to the store when it can be.
-	PublishPod(pod *corev1.Pod)
-	UnpublishPod(key Key)
-	// Run watches the store into sink, keeps the node's lease alive and its
-	// records written, until ctx ends. It returns a *ConflictError if the node's
-	// claim was given to another, otherwise ctx's error.
-	Run(ctx context.Context, sink Sink) error
 }
 
 // Claim is a node's hold on its name and on pod CIDRs. It outlives the node's
@@ -80,7 +48,7 @@ type NodeFacts struct {
 	Zone string `json:"zone,omitempty"`
 }
 
-// Errors of a Store, for errors.Is.
+// Errors of a store of objects, for errors.Is.
 var (
 	ErrNotFound    = errors.New("not found")
 	ErrUnavailable = errors.New("the store does not answer")

@@ -30,8 +30,9 @@ const (
 	maxBatchBytes = 1 << 20
 )
 
-// Apply implements control.Store. A bad object leaves nothing of its file behind;
-// what another node writes in between can still have a later one refused. An
+// Apply creates or replaces objects that passed Validate, allocates what they leave
+// open (ClusterIPs, NodePorts), and returns them as stored: all of them or, up to
+// the first error, some. A bad object leaves nothing of its file behind; what another node writes in between can still have a later one refused. An
 // object that is stored just so already is not written again and keeps its
 // resource version.
 func (s *Store) Apply(ctx context.Context, objs []control.Object) ([]control.Object, error) {

@@ -26,7 +26,9 @@ type clusterConfig struct {
 	BitsIPv6     int            `json:"bitsIPv6"`
 }
 
-// ClaimNode implements control.Store.
+// ClaimNode makes or confirms this node's claim to its name and pod CIDRs. It tries
+// until ctx ends while the store is away; a *control.ConflictError or a
+// *control.MismatchError is final. Until it returns Run publishes nothing.
 func (s *Store) ClaimNode(ctx context.Context, want control.Claim) (control.Claim, error) {
 	want = want.WithDefaults()
 	if err := want.Validate(); err != nil {

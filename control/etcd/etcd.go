@@ -1,5 +1,5 @@
 // Package etcd keeps a cluster's objects in etcd (v3 API) and is how its nodes
-// find each other: a control.Store.
+// find each other.
 //
 // It reads and writes records and decides nothing about them; what an object may
 // say and what it gets is package control's. Every write that must not race is
@@ -83,7 +83,7 @@ func (c *Config) setDefaults() {
 // minutes would outlast a lease many times over.
 const reconnectMax = 2 * time.Second
 
-// Store is a control.Store in etcd. Its methods may be called from any goroutine.
+// Store is a cluster's objects in etcd, as package node needs them. Its methods may be called from any goroutine.
 type Store struct {
 	cfg    Config
 	client *clientv3.Client
@@ -107,8 +107,6 @@ type claim struct {
 	revision int64  // of the node's record: a write of this node's is void if it changed
 	cluster  string // id of the cluster it is part of
 }
-
-var _ control.Store = (*Store)(nil)
 
 // New makes a store. It does not wait for it to answer.
 func New(cfg Config) (*Store, error) {
@@ -165,7 +163,11 @@ func checkEndpoints(endpoints []string) (scheme string, err error) {
 	return scheme, nil
 }
 
-// Run implements control.Store. It joins three loops, each of which goes on by
+// Run watches the store into sink, keeps the node's lease alive and its records
+// written, until ctx ends. It returns a *control.ConflictError if the node's claim
+// was given to another, otherwise ctx's error.
+//
+// It joins three loops, each of which goes on by
 // itself while the store is away: the mirror (what others say), the presence
 // (this node's record and lease) and the publisher (this node's pods).
 func (s *Store) Run(ctx context.Context, sink control.Sink) error {

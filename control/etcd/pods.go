@@ -38,7 +38,8 @@ func (p *publisher) init(s *Store) {
 	p.resync = true
 }
 
-// LoadPods implements control.Store.
+// LoadPods gives the interfaces that exist on this node, once, at start; only then
+// are records of this node's that are not among them removed.
 func (s *Store) LoadPods(pods []*corev1.Pod) {
 	p := &s.pods
 	puts := make([]control.Object, len(pods))
@@ -54,7 +55,8 @@ func (s *Store) LoadPods(pods []*corev1.Pod) {
 	s.startOver() // what the store said of this node's pods until now is no longer heard
 }
 
-// PublishPod implements control.Store.
+// PublishPod never waits for the store: the change goes to the sink at once, and is
+// kept and written to the store when it can be.
 func (s *Store) PublishPod(pod *corev1.Pod) {
 	key := control.KeyOf(pod)
 	s.pods.change([]control.Object{pod}, nil, func() {
@@ -63,7 +65,7 @@ func (s *Store) PublishPod(pod *corev1.Pod) {
 	})
 }
 
-// UnpublishPod implements control.Store.
+// UnpublishPod takes a pod back, as PublishPod gives it.
 func (s *Store) UnpublishPod(key control.Key) {
 	s.pods.change(nil, []control.Key{key}, func() {
 		delete(s.pods.want, key)

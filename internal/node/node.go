@@ -19,8 +19,6 @@ import (
 	"sync"
 
 	"vswitch/control"
-	"vswitch/control/embedded"
-	"vswitch/control/etcd"
 	"vswitch/control/ipam"
 	"vswitch/internal/attach"
 	"vswitch/internal/config"
@@ -84,7 +82,7 @@ type node struct {
 	dataplane *dataplane
 	ports     *countedPorts
 
-	store      *etcd.Store             // openStore
+	store      controlPlane            // openStore
 	resolvers  func() []netip.AddrPort // openController
 	controller *control.Controller
 
@@ -251,54 +249,6 @@ func (n *node) openTunnel() error {
 	return nil
 }
 
-func (n *node) openStore() error {
-	endpoints := n.cfg.Store.URLs
-	tls := etcd.TLSFiles{CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key}
-	if _, err := tls.Client(); err != nil { // ahead of an embedded store, which would only end and end again
-		return err
-	}
-	for _, u := range n.cfg.Store.InTheClear() {
-		n.log.Warn("the store is reached in clear text: whoever is on the way there owns the cluster", "addr", u)
-	}
-	if n.cfg.Store.Embedded() {
-		supervisor, err := embedded.Start(embedded.SupervisorConfig{
-			Store: embedded.Config{
-				Dir: n.state.file(storeDir), ListenClient: n.cfg.Store.ListenClient,
-				CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key, Insecure: n.cfg.Store.Insecure,
-			},
-			Log: n.log,
-		})
-		if err != nil {
-			return err
-		}
-		n.onClose(func() error {
-			if n.handingOver() {
-				supervisor.Release()
-			} else {
-				supervisor.Close()
-			}
-			return nil
-		})
-		endpoints = []string{supervisor.URL()}
-	}
-	var err error
-	n.store, err = etcd.New(etcd.Config{
-		Endpoints:    endpoints,
-		TLS:          tls,
-		Node:         n.cfg.Node,
-		ServiceCIDRs: n.cfg.ServiceCIDR,
-
-		LoadBalancerCIDRs: n.cfg.LBCIDR,
-		Log:               n.log,
-	})
-	if err != nil {
-		return err
-	}
-	n.onClose(n.store.Close)
-	n.onClose(n.stopTasks) // they use the store
-	return nil
-}
-
 // readyLine is what a person, a script or a service manager waits for.
 func (n *node) readyLine() string {
 	var cidrs []string
@@ -314,7 +264,6 @@ func (n *node) readyLine() string {
 }
 
 var (
-	_ attach.Ports     = (*countedPorts)(nil)
-	_ attach.Publisher = (*etcd.Store)(nil)
-	_ attach.Leases    = (*ipam.Pool)(nil)
+	_ attach.Ports  = (*countedPorts)(nil)
+	_ attach.Leases = (*ipam.Pool)(nil)
 )

@@ -38,7 +38,7 @@ type Attachments interface {
 	GC(network string, valid []attach.Key) ([]attach.Attachment, []attach.Failure)
 }
 
-// Objects is the cluster's store, for Apply and Delete; control.Store is one.
+// Objects is the cluster's store, for Apply and Delete.
 type Objects interface {
 	Apply(ctx context.Context, objs []control.Object) ([]control.Object, error)
 	Delete(ctx context.Context, kind control.Kind, namespace, name string) error

@@ -1,0 +1,80 @@
+package node
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"vswitch/control"
+	"vswitch/control/embedded"
+	"vswitch/control/etcd"
+	"vswitch/internal/attach"
+	"vswitch/internal/nodeapi"
+)
+
+// controlPlane is where the cluster's objects come from and where this node says what it
+// is. Its methods may be called from any goroutine.
+type controlPlane interface {
+	attach.Publisher // takes this node's pods
+	nodeapi.Objects  // for `vswitch apply`
+
+	// ClaimNode makes or confirms this node's hold on its name and pod CIDRs. It
+	// tries until ctx ends while the store is away; a *control.ConflictError or a
+	// *control.MismatchError is final. Until it returns Run publishes nothing.
+	ClaimNode(ctx context.Context, want control.Claim) (control.Claim, error)
+	// LoadPods gives the interfaces that exist on this node, once, at start.
+	LoadPods(pods []*corev1.Pod)
+	// Run tells sink what the objects are and come to be, until ctx ends: its error
+	// is then returned. Any other says that this node's claim stands no more.
+	Run(ctx context.Context, sink control.Sink) error
+}
+
+var _ controlPlane = (*etcd.Store)(nil)
+
+func (n *node) openStore() error {
+	endpoints := n.cfg.Store.URLs
+	tls := etcd.TLSFiles{CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key}
+	if _, err := tls.Client(); err != nil { // ahead of an embedded store, which would only end and end again
+		return err
+	}
+	for _, u := range n.cfg.Store.InTheClear() {
+		n.log.Warn("the store is reached in clear text: whoever is on the way there owns the cluster", "addr", u)
+	}
+	if n.cfg.Store.Embedded() {
+		supervisor, err := embedded.Start(embedded.SupervisorConfig{
+			Store: embedded.Config{
+				Dir: n.state.file(storeDir), ListenClient: n.cfg.Store.ListenClient,
+				CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key, Insecure: n.cfg.Store.Insecure,
+			},
+			Log: n.log,
+		})
+		if err != nil {
+			return err
+		}
+		n.onClose(func() error {
+			if n.handingOver() {
+				supervisor.Release()
+			} else {
+				supervisor.Close()
+			}
+			return nil
+		})
+		endpoints = []string{supervisor.URL()}
+	}
+	s, err := etcd.New(etcd.Config{
+		Endpoints:    endpoints,
+		TLS:          tls,
+		Node:         n.cfg.Node,
+		ServiceCIDRs: n.cfg.ServiceCIDR,
+
+		LoadBalancerCIDRs: n.cfg.LBCIDR,
+		Log:               n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.store = s
+	n.onClose(s.Close)
+	n.onClose(n.stopTasks) // they use the store
+	return nil
+}
