@@ -88,9 +88,11 @@ func (o *Objects) podCandidates(pod *podRecord, s *corev1.ServiceSpec, port uint
 }
 
 // sliceCandidates takes what a slice says of one port. Addresses that would turn
-// a client's packets against a node, the store's users' own hosts included, are
-// named and left out, whoever let them into the store (CVE-2021-25737). Of an
-// endpoint's addresses the first counts, the others mean nothing (discovery/v1).
+// a client's packets against its own node, or in a circle, are named and left out,
+// whoever let them into the store (CVE-2021-25737). A node's address is none of
+// those: programs on the nodes' own network, the API server first among them, are
+// endpoints, and the switch keeps clients from the tunnel. Of an endpoint's
+// addresses the first counts, the others mean nothing (discovery/v1).
 func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice, p *corev1.ServicePort, to *Service, add func(candidate)) {
 	if to.IPv6 != (s.AddressType == discoveryv1.AddressTypeIPv6) {
 		return
@@ -127,10 +129,9 @@ func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice,
 	}
 }
 
-// CheckEndpoints judges the endpoints a user wrote by the nodes in the set, as
-// State will; the error is an *InvalidError.
+// CheckEndpoints judges the endpoints a user wrote, as State will; the error is an
+// *InvalidError.
 func (o *Objects) CheckEndpoints(s *discoveryv1.EndpointSlice) error {
-	o.settleNodes()
 	for i := range s.Endpoints {
 		for j, text := range s.Endpoints[i].Addresses {
 			a, err := endpointAddr(s.AddressType, text)
@@ -145,7 +146,7 @@ func (o *Objects) CheckEndpoints(s *discoveryv1.EndpointSlice) error {
 	return nil
 }
 
-// refuseEndpoint refuses addresses that only the whole set shows to be wrong.
+// refuseEndpoint refuses addresses that would lead a flow back to a service.
 func (o *Objects) refuseEndpoint(a netip.Addr) error {
 	for _, p := range o.self.ServiceCIDRs {
 		if p.Contains(a) {
@@ -156,9 +157,6 @@ func (o *Objects) refuseEndpoint(a netip.Addr) error {
 		if p.Contains(a) {
 			return fmt.Errorf("%q is a load balancer's address; want a pod's or a host's", a)
 		}
-	}
-	if name, ok := o.underlays[a]; ok {
-		return fmt.Errorf("%q is node %s's own address; want a pod's, or a host's that is no node", a, name)
 	}
 	return nil
 }

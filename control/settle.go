@@ -1,8 +1,6 @@
 package control
 
 import (
-	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -152,46 +150,20 @@ func (o *Objects) settle() {
 }
 
 // settleNodes computes what follows from the nodes, and marks the services for
-// which it matters whose addresses are whose.
+// whose outside addresses it matters whose addresses are whose.
 func (o *Objects) settleNodes() {
 	if !o.nodesDirty {
 		return
 	}
 	o.nodesDirty = false
-	underlays, problems := o.underlays, o.tunnelProblems
+	problems := o.tunnelProblems
 	o.compileNodes()
 	o.problemsChanged = o.problemsChanged || !slices.Equal(problems, o.tunnelProblems)
-	moved := map[netip.Addr]bool{} // to or from a node
-	for a, name := range o.underlays {
-		moved[a] = underlays[a] != name
-	}
-	for a := range underlays {
-		if _, still := o.underlays[a]; !still {
-			moved[a] = true
-		}
-	}
-	maps.DeleteFunc(moved, func(_ netip.Addr, m bool) bool { return !m })
 	for _, e := range o.entries {
-		if e.outside || len(moved) > 0 && len(o.sliceOf[e.name]) > 0 && e.mayReach(moved) {
+		if e.outside {
 			o.markDirty(e)
 		}
 	}
-}
-
-// mayReach reports whether an endpoint that is programmed is among addrs, or one
-// that is not might be now.
-func (e *serviceEntry) mayReach(addrs map[netip.Addr]bool) bool {
-	if len(e.problems) > 0 || len(e.ports) == 0 { // of a headless service the names know
-		return true
-	}
-	for _, p := range e.ports {
-		for i := range p.want.Endpoints {
-			if addrs[p.want.Endpoints[i].Addr] {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // settleService compiles one service anew.

@@ -1,8 +1,6 @@
 package vswitch
 
 import (
-	"slices"
-
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/fib"
@@ -53,7 +51,7 @@ func (w *worker) admit(in *port, f *frame.Frame, h *wire.Headers) (done bool, r 
 			return true, w.unreachable(in, f, h, drop.NoRoute)
 		}
 		if hop.Kind == fib.Node {
-			if h.Proto == wire.ProtoUDP && slices.Contains(w.facts.tunnelPorts, h.DstPort) {
+			if w.facts.isTunnel(h.Proto, h.DstPort) {
 				return true, drop.TunnelPort
 			}
 			if ep, r := w.sw.cfg.Services.Pick(&w.key, h); r != drop.NoService {
@@ -105,6 +103,9 @@ func (w *worker) admitTo(in *port, f *frame.Frame, h *wire.Headers, spec *flow.S
 		return r != drop.None, r
 	}
 	spec.Reply.Src, spec.Reply.SrcPort = ep.Addr, ep.Port
+	if w.facts.isTunnel(h.Proto, ep.Port) && w.sw.cfg.FIB.Lookup(&ep.Addr).Kind == fib.Node {
+		return true, drop.TunnelPort // no service makes a way round the guard
+	}
 	if ep.Addr == h.Src {
 		// A pod that reaches itself gets no answer from its own kernel for a
 		// packet from its own address: the router stands in.

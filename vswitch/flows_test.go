@@ -335,3 +335,41 @@ func TestNodeAddressIsVIPAtServicePort(t *testing.T) {
 	reset := b.only(b.send("a", owned(request.Frame())), "a", drop.NoFlow)
 	b.wantTuple(reset, node4, 80, podA4, 40001)
 }
+
+// Programs on the nodes' own network are endpoints, the API server among them: their
+// packets leave by the gateway, and the answers come back as the service's. Only the
+// tunnel is none (case 35).
+func TestEndpointsAtNodes(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		endpoint netip.AddrPort
+		proto    uint8
+		out      string // empty: dropped
+	}{
+		{"a server on a node, over TCP", netip.AddrPortFrom(node4, 6443), 6, "gateway"},
+		{"a server on a node, over UDP", netip.AddrPortFrom(node4, 53), 17, "gateway"},
+		{"TCP to the number of the tunnel's port", netip.AddrPortFrom(node4, 8472), 6, "gateway"},
+		{"a pod's port of that number", netip.AddrPortFrom(podB4, 8472), 17, "b"},
+		{"a node's tunnel", netip.AddrPortFrom(node4, 8472), 17, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			b.services.set(vip4, tt.endpoint)
+			request := fromA(wiretest.Packet{Dst: vip4, Proto: tt.proto, Flags: wire.SYN, SrcPort: 40000, DstPort: 80, Payload: []byte("hello")})
+			if tt.out == "" {
+				for range 2 { // nor does the first packet leave a flow for the next
+					b.dropped(b.send("a", owned(request.Frame())), drop.TunnelPort)
+				}
+				return
+			}
+			f := b.only(b.send("a", owned(request.Frame())), tt.out)
+			b.wantTuple(f, podA4, 40000, tt.endpoint.Addr(), tt.endpoint.Port())
+			if tt.out != "gateway" {
+				return
+			}
+			answer := wiretest.Packet{Src: tt.endpoint.Addr(), Dst: podA4, Proto: tt.proto, Flags: wire.SYN | wire.ACK, SrcPort: tt.endpoint.Port(), DstPort: 40000}
+			f = b.only(b.send("gateway", owned(answer.Frame())), "a")
+			b.wantTuple(f, vip4, 80, podA4, 40000)
+		})
+	}
+}

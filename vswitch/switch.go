@@ -41,7 +41,7 @@ type Facts struct {
 	// of ICMP errors and of hairpin flows. Without one, that family sends neither.
 	Routers []netip.Addr
 	// TunnelPorts are UDP ports at which nodes accept tunnelled frames: a pod's
-	// datagrams to them at a node's address are dropped.
+	// datagrams to them at a node's address are dropped, by way of a service too.
 	TunnelPorts []uint16
 	// LinkLocal are link-local destinations that pods reach as they do the world, such
 	// as a cloud's metadata service. All others but the gateway's do not exist.
@@ -63,6 +63,12 @@ func (f *facts) reaches(a *wire.Addr) bool {
 		}
 	}
 	return false
+}
+
+// isTunnel reports whether a node would take what comes to a port for tunnelled
+// frames.
+func (f *facts) isTunnel(proto uint8, port uint16) bool {
+	return proto == wire.ProtoUDP && slices.Contains(f.tunnelPorts, port)
 }
 
 func (f *facts) router(v6 bool) *wire.Addr {

@@ -101,7 +101,7 @@ type judge struct {
 	store    *Store
 	services *control.ServiceAllocator
 	nodes    []*corev1.Node
-	rules    *control.Objects // of endpoints; nil: the nodes have changed since
+	rules    *control.Objects // of endpoints
 	// guards are the keys that every writer of a kind changes, and the revisions they
 	// had when last read or written.
 	guards map[control.Kind]*guard
@@ -129,6 +129,7 @@ func (s *Store) readJudge(ctx context.Context) (*judge, error) {
 		store:    s,
 		services: control.NewServiceAllocator(s.cfg.ServiceCIDRs, s.cfg.LoadBalancerCIDRs, decodeAll[*corev1.Service](s, kvsOf(r, 2))),
 		nodes:    decodeAll[*corev1.Node](s, kvsOf(r, 3)),
+		rules:    control.NewObjects(control.Self{ServiceCIDRs: s.cfg.ServiceCIDRs, LoadBalancerCIDRs: s.cfg.LoadBalancerCIDRs}),
 		guards: map[control.Kind]*guard{
 			control.KindService: {services, revisionOf(kvsOf(r, 0))},
 			control.KindNode:    {nodes, revisionOf(kvsOf(r, 1))},
@@ -145,15 +146,9 @@ func (j *judge) judge(o control.Object) error {
 		if err := control.CheckNode(j.nodes, o, j.store.cfg.ServiceCIDRs); err != nil {
 			return err
 		}
-		j.nodes, j.rules = replaceNode(j.nodes, o), nil
+		j.nodes = replaceNode(j.nodes, o)
 		return nil
 	case *discoveryv1.EndpointSlice:
-		if j.rules == nil {
-			j.rules = control.NewObjects(control.Self{ServiceCIDRs: j.store.cfg.ServiceCIDRs, LoadBalancerCIDRs: j.store.cfg.LoadBalancerCIDRs})
-			for _, n := range j.nodes {
-				j.rules.Put(n)
-			}
-		}
 		return j.rules.CheckEndpoints(o)
 	}
 	return &control.InvalidError{Object: control.KeyOf(o), Reason: "can't be applied: it is written by the node itself"}

@@ -76,6 +76,11 @@ func (g *Gateway) dialAs(ctx context.Context, src, to netip.AddrPort) (*podConn,
 // serveByHost joins a client with an endpoint that is no pod: a program on a
 // node, which the host reaches by itself.
 func (g *Gateway) serveByHost(client *net.TCPConn, to netip.AddrPort, endpoint backend) {
+	if g.policy.deniesTCP(to) {
+		g.counters.ingressFailed.Add(1)
+		reset(client)
+		return
+	}
 	server, err := g.dialTCP(to)
 	if err != nil {
 		g.counters.ingressFailed.Add(1)

@@ -427,6 +427,26 @@ func TestNodePortToAProgramOfANode(t *testing.T) {
 	exchange(t, client, 1<<20)
 }
 
+// The store is nobody's by way of a service: not pods', and not a client's outside.
+func TestNodePortToTheStoreIsRefused(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	store := l.Addr().(*net.TCPAddr).AddrPort()
+	g, _ := start(t, func(c *Config) { c.DeniedTCP = []netip.AddrPort{store} })
+	client, accepted := tcpPair(t)
+	g.serveByHost(accepted, store, backend{})
+	if n, err := client.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes from the store", n)
+	}
+	l.(*net.TCPListener).SetDeadline(time.Now())
+	if _, err := l.Accept(); err == nil {
+		t.Error("the store was connected to")
+	}
+}
+
 func TestIngressIsCapped(t *testing.T) {
 	g, n := start(t, func(c *Config) { onLoopback(c); c.IngressConnections = 1 })
 	podServer(n, families[0])

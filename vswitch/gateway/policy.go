@@ -84,12 +84,21 @@ func (p *policy) egressTCP(dst netip.AddrPort) (netip.Addr, bool) {
 	if !ok {
 		return to, false
 	}
-	for _, d := range p.cfg.DeniedTCP {
-		if d.Port() == dst.Port() && (d.Addr() == to || p.onNode(to)) {
-			return netip.Addr{}, false
-		}
+	if p.deniesTCP(netip.AddrPortFrom(to, dst.Port())) {
+		return netip.Addr{}, false
 	}
 	return to, true
+}
+
+// deniesTCP reports whether nobody may connect to a place by this gateway, pods and
+// clients of services alike.
+func (p *policy) deniesTCP(to netip.AddrPort) bool {
+	for _, d := range p.cfg.DeniedTCP {
+		if d.Port() == to.Port() && (d.Addr() == to.Addr() || p.onNode(to.Addr())) {
+			return true
+		}
+	}
+	return false
 }
 
 // onNode reports whether a belongs to this host or to another node.
