@@ -5,6 +5,7 @@
 //	vswitch store        the embedded store; the daemon starts it
 //	vswitch host         the host's own interface; package internal/hostnet
 //	vswitch install-cni  the plugin, for a container runtime; package internal/cniinstall
+//	vswitch rootless     a command with a network of its own; package internal/rootless
 //	vswitch apply|delete|get|capture|trace|version   clients of the daemon's API
 //
 // It holds no logic of its own: flags in, calls out, text back.
@@ -21,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vswitch/internal/keeper"
+	"vswitch/internal/rootless"
 )
 
 // version is set by the linker (Makefile).
@@ -34,6 +36,13 @@ func main() {
 		var ended *keeper.ExitError
 		if errors.As(err, &ended) { // it has said why
 			os.Exit(max(ended.Code, 1))
+		}
+		var exit *rootless.ExitError
+		if errors.As(err, &exit) {
+			if exit.Text != "" {
+				fmt.Fprintln(os.Stderr, "vswitch:", exit.Text)
+			}
+			os.Exit(exit.Code)
 		}
 		fmt.Fprintln(os.Stderr, "vswitch:", err)
 		os.Exit(1)
@@ -50,6 +59,6 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newUpgrade(),
-		newInstallCNI(), newUninstallCNI(), newAttend(), newVersion())
+		newInstallCNI(), newUninstallCNI(), newAttend(), newRootless(), newVersion())
 	return root
 }

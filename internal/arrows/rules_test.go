@@ -79,6 +79,13 @@ var only = []struct {
 		why: "it does what needs privilege in a namespace, and no more",
 	},
 	{from: "internal/hostnet", to: []string{"control/api/v1", "tap", "internal/netif"}, why: "likewise"},
+	{from: "internal/userns", why: "a leaf"},
+	{from: "internal/sockdiag", why: "a leaf"},
+	{from: "internal/rootless/plan", to: []string{"vswitch/frame"}, why: "what several processes are told"},
+	{
+		from: "internal/rootless/inside", to: []string{"internal/rootless/plan", "internal/netif", "internal/sockdiag", "internal/fdpass", "tap", "vswitch"},
+		why: "it does what needs privilege in the namespace, and no more",
+	},
 	{from: "internal/traffic", why: "it measures the product from outside"},
 	{from: "internal/lab/...", to: []string{"internal/lab/..."}, why: "it drives the product through its binaries"},
 	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic"}, why: "it drives the product through its binaries"},
@@ -92,13 +99,15 @@ var importers = []struct {
 }{
 	{to: "cmd/...", why: "a main is nobody's library"},
 	{to: "internal/node/...", from: []string{"cmd/vswitch", "internal/node/..."}, why: "the wiring is the daemon's"},
+	{to: "internal/rootless/dataplane", from: []string{"cmd/vswitch", "internal/rootless"}, why: "the wiring is its process's"},
+	{to: "internal/rootless/inside", from: []string{"cmd/vswitch", "internal/rootless"}, why: "it runs where it has privilege"},
 	{to: "internal/demo", from: []string{"cmd/vswitch-demo"}, why: "it is the demo's"},
 	{to: "bench/...", from: []string{"cmd/vswitch-bench", "bench/..."}, why: "it is the benchmark's"},
 	{to: "cni/...", from: []string{"cmd/vswitch-cni", "cni/..."}, why: "it is the plugin's"},
 	{to: "internal/hostnet", from: []string{"cmd/vswitch", "internal/attend"}, why: "it is the command line's"},
 	{to: "internal/attend", from: []string{"cmd/vswitch"}, why: "likewise"},
 	{to: "internal/cniinstall", from: []string{"cmd/vswitch", "internal/attend"}, why: "likewise"},
-	{to: "internal/netif", from: []string{"cni/...", "internal/hostnet", "internal/attend"}, why: "the daemon never configures a namespace"},
+	{to: "internal/netif", from: []string{"cni/...", "internal/hostnet", "internal/attend", "internal/rootless/inside"}, why: "the daemon never configures a namespace"},
 	{to: "internal/lab/...", from: []string{"internal/lab/...", "internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product never builds labs"},
 	{to: "internal/traffic", from: []string{"internal/demo", "bench/...", "cmd/vswitch-demo", "cmd/vswitch-bench"}, why: "the product makes no test traffic"},
 	{to: "vswitch/queuetest", why: "for tests"},
@@ -191,7 +200,7 @@ func TestPlatformPackagesStayWhereTheyBelong(t *testing.T) {
 	for p, pk := range packages(t) {
 		for imported, by := range pk.std {
 			switch {
-			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/netif", "internal/hostnet", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
+			case strings.HasPrefix(imported, "github.com/vishvananda/") && !matchAny([]string{"cni/...", "internal/netif", "internal/hostnet", "internal/rootless/inside", "internal/lab/...", "bench/..."}, p) && !isTestHelper(p):
 				t.Errorf("%v: the daemon never configures a namespace, so it has no use for %s", by, imported)
 			case strings.HasPrefix(imported, "gvisor.dev/") && !match("vswitch/gateway/...", p):
 				t.Errorf("%v: netstack is the gateway's, not %s's", by, p)

@@ -60,7 +60,11 @@ type Config struct {
 	Command func() []string
 	// Restart brings a token for each planned restart.
 	Restart <-chan os.Signal
-	Log     *slog.Logger
+	// Keep puts what children are to find from the first on. Nil: nothing.
+	Keep func(fdstore.Store) error
+	// Ready is called once, when the first child is. Nil: nobody asks.
+	Ready func()
+	Log   *slog.Logger
 }
 
 // ExitError is how the child ended before it ever was ready. What it had to say it
@@ -99,6 +103,11 @@ func Run(ctx context.Context, cfg Config) error {
 	defer runtime.UnlockOSThread()
 	k := &keeper{cfg: cfg, renew: make(chan struct{}, 1)}
 	defer k.store.Close()
+	if cfg.Keep != nil {
+		if err := cfg.Keep(&k.store); err != nil {
+			return err
+		}
+	}
 	current, err := k.start()
 	if err != nil {
 		return err
@@ -108,9 +117,16 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Log.Warn("the keeper keeps memory that it doesn't need", "err", err)
 	}
 	first := true // no child was ready yet
+	ready := current.ready
 	for {
 		var next *child
 		select {
+		case <-ready:
+			ready = nil
+			if cfg.Ready != nil {
+				cfg.Ready()
+			}
+			continue
 		case <-ctx.Done():
 			return current.stop(syscall.SIGTERM, stopTimeout)
 		case <-current.done:

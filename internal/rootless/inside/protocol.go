@@ -1,0 +1,103 @@
+package inside
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"vswitch/internal/fdpass"
+	"vswitch/internal/rootless/plan"
+	"vswitch/tap"
+)
+
+// What who starts the namespace and what runs in it say to each other, over a
+// SOCK_SEQPACKET pair that the latter is born with:
+//
+//	outside                          inside
+//	mapped: ids are ----------------->
+//	plan ---------------------------->  makes the interface
+//	      <---------------------------  made, with descriptors beside it
+//	begin: the network works -------->  becomes the command
+//	      <---------------------------  the end: it has; or an error
+
+// ConnFD is the descriptor at which the process inside finds the connection.
+const ConnFD = 3
+
+// Message is one packet.
+type Message struct {
+	Plan *plan.Plan `json:"plan,omitempty"`
+	// Setup says what more than the interface is wanted.
+	Setup *Setup `json:"setup,omitempty"`
+
+	Made     bool         `json:"made,omitempty"`
+	Features tap.Features `json:"features,omitempty"` // of the TAP made
+	Error    string       `json:"error,omitempty"`
+	Code     int          `json:"code,omitempty"` // to exit with, where there is an error
+}
+
+// Setup is what the process inside does besides making the interface.
+type Setup struct {
+	// Outside is the process that must live.
+	Outside int `json:"outside"`
+	// ResolvConf is what stands in /etc/resolv.conf; empty: what stands there anyway.
+	ResolvConf string `json:"resolvConf,omitempty"`
+	// Bare leaves the interface without addresses and routes, which others give it.
+	Bare bool `json:"bare,omitempty"`
+}
+
+// Error is what went wrong inside.
+type Error struct {
+	Text string
+	Code int // to exit with
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// Conn is one end.
+type Conn struct{ conn *net.UnixConn }
+
+// NewConn takes over a descriptor.
+func NewConn(fd int) (*Conn, error) {
+	f := os.NewFile(uintptr(fd), "namespace")
+	defer f.Close() // FileConn has a duplicate
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("no unix socket")
+	}
+	return &Conn{conn}, nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error { return c.conn.Close() }
+
+// Send sends a message with duplicates of fds beside it.
+func (c *Conn) Send(m Message, fds ...int) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return fdpass.WritePacket(c.conn, text, fds)
+}
+
+// Receive waits for a message; the descriptors beside it are the caller's.
+func (c *Conn) Receive() (Message, []int, error) {
+	var m Message
+	text, fds, err := fdpass.ReadPacket(c.conn)
+	if err != nil {
+		return m, nil, err
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		return m, fds, fmt.Errorf("read message: %w", err)
+	}
+	if m.Error != "" {
+		return m, fds, &Error{m.Error, m.Code}
+	}
+	return m, fds, nil
+}
