@@ -2,13 +2,11 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +28,8 @@ var events = map[string]func(context.Context, *network) error{
 	"kill": func(ctx context.Context, n *network) error {
 		return n.replaced(ctx, func(dataplane int) error { return syscall.Kill(dataplane, syscall.SIGKILL) })
 	},
+	// take-over: another daemon takes the place of this one, as a DaemonSet's new pod does.
+	"take-over": func(ctx context.Context, n *network) error { return n.node.ReplaceDaemon(ctx) },
 	// kill-all: both are killed; a service manager starts the daemon and has the
 	// plugin open the pods' devices again.
 	"kill-all": func(ctx context.Context, n *network) error {
@@ -135,18 +135,11 @@ func steadyReport(p *lab.Process) (*traffic.Steady, error) {
 	if err := p.Stop(); err != nil {
 		return nil, err
 	}
-	for line := range strings.Lines(p.Log()) {
-		var r traffic.Report
-		if strings.HasPrefix(line, "{") {
-			if err := json.Unmarshal([]byte(line), &r); err != nil {
-				return nil, err
-			}
-			if r.Steady != nil {
-				return r.Steady, nil
-			}
-		}
+	r, err := traffic.SteadyIn(p.Log())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %s", p.Name, err, p.Tail(5))
 	}
-	return nil, fmt.Errorf("%s has not reported: %s", p.Name, p.Tail(5))
+	return r, nil
 }
 
 // outlasted makes figures of what both ends say. The stall of an event is the

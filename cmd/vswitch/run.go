@@ -42,7 +42,7 @@ is not encrypted.`,
 			return err
 		}
 		if parent == nil {
-			return keep(cmd.Context(), log)
+			return keep(cmd.Context(), cfg, log)
 		}
 		defer parent.Close()
 		return runNode(cmd.Context(), cfg, parent, node.Options{Version: version, Ready: cmd.OutOrStdout(), Log: log})
@@ -52,8 +52,12 @@ is not encrypted.`,
 
 // keep runs this command again as a child, which does the work and may end and be
 // started again, while this process holds what must not end with it.
-func keep(ctx context.Context, log *slog.Logger) error {
+func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	program, err := os.Executable() // its path, at which an upgrade puts another
+	if err != nil {
+		return err
+	}
+	socket, err := node.KeeperSocket(cfg)
 	if err != nil {
 		return err
 	}
@@ -62,7 +66,7 @@ func keep(ctx context.Context, log *slog.Logger) error {
 	defer signal.Stop(restart)
 	return keeper.Run(ctx, keeper.Config{
 		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
-		Restart: restart, Log: log,
+		Restart: restart, Socket: socket, TakeOver: cfg.TakeOver, Log: log,
 	})
 }
 

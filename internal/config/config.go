@@ -43,6 +43,7 @@ type Config struct {
 	Polling      bool // idle workers look again for a while before they block
 	SocketPath   string
 	StateDir     string
+	TakeOver     bool // take the place of the daemon that runs on StateDir
 	ConfigFile   string
 	UnderlayNote string // how Underlay was found when it was not given; for the log
 }

@@ -103,6 +103,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "node-cidr-size-v6", value: "80", got: func(c *Config) any { return c.NodeBitsV6 }, want: 80},
 		{name: "socket", value: "/tmp/v.sock", got: func(c *Config) any { return c.SocketPath }, want: "/tmp/v.sock"},
 		{name: "state-dir", value: "/tmp/state", got: func(c *Config) any { return c.StateDir }, want: "/tmp/state"},
+		{name: "take-over", value: "true", got: func(c *Config) any { return c.TakeOver }, want: true},
 		{name: "listen-client", value: "http://127.0.0.1:2379", got: func(c *Config) any { return c.Store.ListenClient }, want: "http://127.0.0.1:2379"},
 		{name: "store-ca", value: "/tmp/ca.pem", got: func(c *Config) any { return c.Store.CA }, want: "/tmp/ca.pem"},
 		{name: "store-cert", value: "/tmp/cert.pem", with: []string{"--store-key=/tmp/key.pem"}, got: func(c *Config) any { return c.Store.Cert }, want: "/tmp/cert.pem"},

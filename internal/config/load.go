@@ -68,6 +68,7 @@ func (l *Loader) register() {
 	add("node-cidr-size-v6", value[int]{&c.NodeBitsV6, "BITS", parseInt(1, 126, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv6 cluster CIDR")
 	add("socket", value[string]{&c.SocketPath, "PATH", parsePath, same}, "`PATH` of the API's unix socket (default: /run/vswitch/vswitch.sock, or the same under $XDG_RUNTIME_DIR)")
 	add("state-dir", value[string]{&c.StateDir, "DIR", parsePath, same}, "`DIR` for what must survive a restart (default: /var/lib/vswitch, or vswitch under $XDG_STATE_HOME or ~/.local/state)")
+	flag("take-over", &c.TakeOver, "take the place of the vswitch that runs on --state-dir, if one does, while connections go on; what takes this one's place later leaves it running, idle, until it is told to stop")
 	add("listen-client", value[string]{&c.Store.ListenClient, "URL", parseListen, same}, "`URL` at which the embedded store serves further nodes (default: none)")
 	add("store-ca", value[string]{&c.Store.CA, "FILE", parsePath, same}, "PEM `FILE` of the authority that signs the store's and its clients' certificates")
 	add("store-cert", value[string]{&c.Store.Cert, "FILE", parsePath, same}, "PEM `FILE` with this node's certificate for the store")

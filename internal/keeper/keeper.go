@@ -21,6 +21,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -64,7 +65,15 @@ type Config struct {
 	Keep func(fdstore.Store) error
 	// Ready is called once, when the first child is. Nil: nobody asks.
 	Ready func()
-	Log   *slog.Logger
+	// Socket is the path at which the keeper of another daemon, another version's
+	// perhaps, may come to take over. Empty: none can.
+	Socket string
+	// TakeOver takes the place of the keeper that listens at Socket, if there is one.
+	// Such a keeper, once another has taken its own place, stays, holding nothing,
+	// until it is told to stop: who starts daemons that way would start it again if it
+	// ended, and it would take the place back.
+	TakeOver bool
+	Log      *slog.Logger
 }
 
 // ExitError is how the child ended before it ever was ready. What it had to say it
@@ -93,6 +102,8 @@ type keeper struct {
 	store fdstore.Memory
 	early int // ends in a row that came early
 	renew chan struct{}
+	// claims are of those who come to take over; nil: nobody can.
+	claims *claims
 }
 
 // Run keeps a child running until ctx ends, which is not an error, or the first
@@ -108,11 +119,11 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	current, err := k.start()
-	if err != nil {
+	current, err := k.first(ctx)
+	if err != nil || current == nil {
 		return err
 	}
-	close(current.begin)
+	defer func() { k.claims.close() }()
 	if err := resident.Trim(); err != nil {
 		cfg.Log.Warn("the keeper keeps memory that it doesn't need", "err", err)
 	}
@@ -130,18 +141,20 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-ctx.Done():
 			return current.stop(syscall.SIGTERM, stopTimeout)
 		case <-current.done:
-			state := current.cmd.ProcessState
 			switch {
 			case ctx.Err() != nil: // a terminal's ^C is for both
 				return nil
-			case first && !isClosed(current.ready) && state.Exited():
-				return &ExitError{state.ExitCode()}
 			case first && !isClosed(current.ready):
-				return fmt.Errorf("keeper: the dataplane ended before it was ready: %s", state)
+				return unready(current)
 			}
+			state := current.cmd.ProcessState
 			cfg.Log.Error("the dataplane ended; starting it again", "pid", state.Pid(), "state", state.String())
 			if next = k.successor(ctx, current); next == nil {
 				return nil // told to stop meanwhile
+			}
+		case t := <-k.claims.coming():
+			if next = k.yield(ctx, t, current); next == nil {
+				return k.rest(ctx)
 			}
 		case <-cfg.Restart:
 			next = k.replace(ctx, current)
@@ -155,6 +168,52 @@ func Run(ctx context.Context, cfg Config) error {
 		close(next.begin)
 		current = next
 	}
+}
+
+// first starts the first child, in the place of another keeper's or not, and listens
+// for those who come to take over. Nil and no error: ctx ended.
+func (k *keeper) first(ctx context.Context) (*child, error) {
+	var other *before
+	var err error
+	if k.cfg.TakeOver {
+		if other, err = dialBefore(k.cfg.Socket); err != nil {
+			return nil, err
+		}
+	}
+	if other == nil {
+		if k.claims, err = listen(k.cfg.Socket, &k.store, k.cfg.Log); err != nil {
+			return nil, err
+		}
+		c, err := k.start()
+		if err != nil {
+			k.claims.close()
+			return nil, err
+		}
+		close(c.begin)
+		return c, nil
+	}
+	c, err := k.start()
+	if err != nil {
+		return nil, errors.Join(err, other.Close())
+	}
+	if err := k.takeOver(ctx, other, c); err != nil || ctx.Err() != nil {
+		return nil, err
+	}
+	if k.claims, err = listen(k.cfg.Socket, &k.store, k.cfg.Log); err != nil {
+		k.cfg.Log.Error("nobody can take over from this vswitch", "err", err)
+	}
+	k.cfg.Log.Info("taken over", "pid", c.cmd.Process.Pid)
+	return c, nil
+}
+
+// rest is what a keeper does that has given its place away.
+func (k *keeper) rest(ctx context.Context) error {
+	k.claims.close()
+	if k.cfg.TakeOver && ctx.Err() == nil {
+		k.cfg.Log.Info("nothing is left to do here; waiting to be told to stop")
+		<-ctx.Done()
+	}
+	return nil
 }
 
 // start starts a child, which waits before it begins.

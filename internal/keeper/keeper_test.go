@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -55,6 +54,9 @@ func runChild(mode, pipe string) {
 	signal.Notify(told, HandOver, syscall.SIGTERM)
 	must(c.Begin(context.Background()))
 	say("begins")
+	if mode == "fails" {
+		os.Exit(4)
+	}
 	if fds, err := c.Get("memory"); err == nil {
 		text := make([]byte, 64)
 		n, err := unix.Pread(fds[0], text, 0)
@@ -82,9 +84,12 @@ type run struct {
 	restart chan os.Signal
 	stop    context.CancelFunc
 	done    chan error
+
+	takesOver bool
+	log       chan string
 }
 
-func start(t *testing.T, mode func(n int) string) *run {
+func start(t *testing.T, mode func(n int) string, more ...func(*Config)) *run {
 	t.Helper()
 	pipe := t.TempDir() + "/pipe"
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
@@ -95,7 +100,7 @@ func start(t *testing.T, mode func(n int) string) *run {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	r := &run{t: t, lines: make(chan string, 64), restart: make(chan os.Signal), done: make(chan error, 1)}
+	r := &run{t: t, lines: make(chan string, 64), log: make(chan string, 256), restart: make(chan os.Signal), done: make(chan error, 1)}
 	go func() {
 		for s := bufio.NewScanner(f); s.Scan(); {
 			r.lines <- s.Text()
@@ -106,10 +111,36 @@ func start(t *testing.T, mode func(n int) string) *run {
 	n := 0
 	cfg := Config{
 		Command: func() []string { n++; return []string{os.Args[0], "child", mode(n), pipe} },
-		Restart: r.restart, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Restart: r.restart, Log: slog.New(slog.NewTextHandler(r, nil)),
 	}
+	for _, m := range more {
+		m(&cfg)
+	}
+	r.takesOver = cfg.TakeOver
 	go func() { r.done <- Run(ctx, cfg) }()
 	return r
+}
+
+// Write takes a line of the keeper's log.
+func (r *run) Write(line []byte) (int, error) {
+	r.log <- string(line)
+	return len(line), nil
+}
+
+// logs waits until the keeper logs a message.
+func (r *run) logs(want string) {
+	r.t.Helper()
+	late := time.After(10 * time.Second)
+	for {
+		select {
+		case line := <-r.log:
+			if strings.Contains(line, want) {
+				return
+			}
+		case <-late:
+			r.t.Fatalf("nothing logged for 10 s with %q", want)
+		}
+	}
 }
 
 func always(mode string) func(int) string { return func(int) string { return mode } }

@@ -39,6 +39,8 @@ type request struct {
 	Op   op     `json:"op"`
 	Name string `json:"name,omitempty"`
 	Bind *bind  `json:"bind,omitempty"`
+	// Version is of takeover.go's part of the protocol, with its hello.
+	Version string `json:"version,omitempty"`
 }
 
 type response struct {

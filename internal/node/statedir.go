@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/config"
 )
 
 // What lies in the state directory.
@@ -24,6 +26,7 @@ const (
 	leasesFile      = "leases.json"
 	udpPortFile     = "udp-port.json"
 	storeDir        = "store"
+	keeperSocket    = "keeper.sock"
 )
 
 // stateDir is the directory of what must survive a restart, locked while open.
@@ -32,11 +35,24 @@ type stateDir struct {
 	lock *os.File
 }
 
+// KeeperSocket is where the keeper of this node's next daemon finds that of this one.
+// It lies in the state directory, which is made if need be: who takes over goes on with what lies there.
+func KeeperSocket(cfg config.Config) (string, error) {
+	return filepath.Join(cfg.StateDir, keeperSocket), makeStateDir(cfg.StateDir)
+}
+
+func makeStateDir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("--state-dir %s: %w; want a directory this user can write", path, err)
+	}
+	return nil
+}
+
 // openStateDir makes the directory if need be, with mode 0700, and takes its
 // lock, which goes with the process however that ends.
 func openStateDir(path string) (*stateDir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("--state-dir %s: %w; want a directory this user can write", path, err)
+	if err := makeStateDir(path); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -3,11 +3,13 @@ package traffic
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 )
@@ -43,6 +45,23 @@ type Steady struct {
 	Duplicates uint64 `json:"duplicates,omitempty"`
 	// Gaps of a witness: silences on one connection, or between datagrams.
 	Gaps []Gap `json:"gaps,omitempty"`
+}
+
+// SteadyIn finds the report of steady traffic in what a process of Commands printed.
+func SteadyIn(output string) (*Steady, error) {
+	for line := range strings.Lines(output) {
+		if !strings.HasPrefix(line, "{") {
+			continue
+		}
+		var r Report
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			return nil, err
+		}
+		if r.Steady != nil {
+			return r.Steady, nil
+		}
+	}
+	return nil, errors.New("no report of steady traffic")
 }
 
 // Gap is a silence.

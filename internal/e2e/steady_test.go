@@ -1,0 +1,87 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"vswitch/internal/lab"
+	"vswitch/internal/lab/labtest"
+	"vswitch/internal/traffic"
+)
+
+// steady is 1 Gb/s over two TCP connections and 10,000 datagrams a second from one
+// process to another, who both say in the end what became of it.
+type steady struct {
+	t               *testing.T
+	name            string
+	client, witness *lab.Process
+}
+
+const steadyPort = 7000
+
+// newSteady begins, from a pod to another, which it knows by the address to.
+func newSteady(t *testing.T, name string, from, server *lab.Pod, to netip.AddrPort) *steady {
+	t.Helper()
+	program := filepath.Join(labtest.BinDir(t), "vswitch-bench")
+	at := netip.AddrPortFrom(netip.IPv6Unspecified(), steadyPort)
+	witness, err := server.Start(lab.Command{Name: "witness", Path: program, Args: []string{"witness", "--listen", at.String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := witness.WaitLog(t.Context(), regexp.MustCompile("^"+traffic.ReadyLine)); err != nil {
+		t.Fatal(err)
+	}
+	client, err := from.Start(lab.Command{Name: "steady", Path: program, Args: []string{"load", "steady", "--to", to.String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &steady{t, name, client, witness}
+}
+
+// end stops both sides. Every connection must have lived; it returns how many
+// datagrams were lost, and the longest silence.
+func (s *steady) end() (lost int64, silence time.Duration) {
+	s.t.Helper()
+	sent, got := s.report(s.client), s.report(s.witness)
+	if sent.Connections == 0 || sent.Bytes == 0 || sent.Datagrams == 0 {
+		s.t.Fatalf("%s: no traffic: %+v", s.name, sent)
+	}
+	if len(sent.Broken) > 0 || len(got.Broken) > 0 || got.Bytes != sent.Bytes {
+		s.t.Errorf("%s: connections broken: %q and %q; %d of %d bytes", s.name, sent.Broken, got.Broken, got.Bytes, sent.Bytes)
+	}
+	for _, g := range got.Gaps {
+		silence = max(silence, g.Length)
+	}
+	s.t.Logf("%s: %d datagrams sent, %d received; longest silence %v", s.name, sent.Datagrams, got.Datagrams, silence)
+	return int64(sent.Datagrams) - int64(got.Datagrams), silence
+}
+
+// queueHolds is how long a TAP's queue, 1,000 frames, holds this traffic. A machine that
+// is busy with other things makes a restart longer than that, which is not what these
+// tests are about: the benchmark measures it.
+const queueHolds = 80 * time.Millisecond
+
+// losesNothing ends the traffic, of which nothing may be lost.
+func (s *steady) losesNothing() {
+	s.t.Helper()
+	if lost, silence := s.end(); lost != 0 && silence < queueHolds {
+		s.t.Errorf("%s: %d datagrams lost, with no silence longer than %v", s.name, lost, silence)
+	}
+}
+
+func (s *steady) report(p *lab.Process) *traffic.Steady {
+	s.t.Helper()
+	err := p.Stop()
+	if err == nil {
+		var r *traffic.Steady
+		if r, err = traffic.SteadyIn(p.Log()); err == nil {
+			return r
+		}
+	}
+	s.t.Fatal(fmt.Errorf("%s: %s: %w: %s", s.name, p.Name, err, p.Tail(5)))
+	return nil
+}
