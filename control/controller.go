@@ -21,8 +21,13 @@ type Self struct {
 	ServiceCIDRs []netip.Prefix // nor in one of these; nor an endpoint: it would loop
 
 	LoadBalancerCIDRs []netip.Prefix // from which the store gives LoadBalancers addresses; no endpoint may lie in one
-	NodesBalance      bool           // a LoadBalancer without an address is served at those of the nodes
-	AllowExternalIPs  bool           // spec.externalIPs are programmed
+	// Kubernetes says that Kubernetes' own controllers run. Then endpoints are what
+	// EndpointSlices say and selectors select nothing here; and nodes keep no leases:
+	// their pods' endpoints say themselves whether they are ready.
+	Kubernetes bool
+
+	NodesBalance     bool // a LoadBalancer without an address is served at those of the nodes
+	AllowExternalIPs bool // spec.externalIPs are programmed
 
 	// IsNameServer reports whether pods ask a server at an address: no service's
 	// outside address may be one. Nil: none is known.
@@ -62,6 +67,9 @@ type Controller struct {
 	changed bool    // since the last pass
 	listed  bool    // a full list came since the last pass
 	unsaved unsaved // since the saver was given something
+
+	latency Histogram                // of changes
+	awaited map[objectName]time.Time // changes the dataplane is to have, by when they happened; Run's
 }
 
 // NewController makes a controller; it does nothing until Run.
@@ -71,7 +79,7 @@ func NewController(cfg ControllerConfig) *Controller {
 	}
 	c := &Controller{
 		cfg: cfg, log: cfg.Log,
-		wake: make(chan struct{}, 1), passed: make(chan struct{}), synced: make(chan struct{}),
+		wake: make(chan struct{}, 1), passed: make(chan struct{}), synced: make(chan struct{}), awaited: map[objectName]time.Time{},
 		objects: NewObjects(cfg.Self), names: newNames(),
 	}
 	c.objects.names = c.names
@@ -230,9 +238,14 @@ func (c *Controller) pass(rec *Reconciler, known map[Problem]bool, now time.Time
 	c.changed, c.listed = false, false
 	var want Delta
 	var problems []Problem
+	var triggered map[objectName]time.Time
 	worse := false
 	if changed {
 		want = c.objects.Delta()
+		triggered = c.objects.triggered
+		if len(triggered) > 0 {
+			c.objects.triggered = map[objectName]time.Time{}
+		}
 		if worse = c.objects.ProblemsChanged(); worse {
 			problems = c.objects.Problems()
 		}
@@ -244,6 +257,7 @@ func (c *Controller) pass(rec *Reconciler, known map[Problem]bool, now time.Time
 		rec.Sync(now)
 	}
 	next := rec.Step(now)
+	c.observe(rec, triggered, time.Now())
 	if worse {
 		c.report(known, problems)
 	}

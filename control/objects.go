@@ -54,6 +54,8 @@ type Objects struct {
 	changed map[ServiceKey]*Service
 	told    []Tunnel
 
+	triggered map[objectName]time.Time // when the oldest change of a service's slices happened that is not told yet
+
 	troubled        map[*serviceEntry]bool // with something left out
 	problemsChanged bool                   // since ProblemsChanged was asked
 
@@ -107,6 +109,7 @@ func NewObjects(self Self) *Objects {
 		sliceOf:     map[objectName]map[Key]*discoveryv1.EndpointSlice{},
 		claims:      newClaims(),
 		changed:     map[ServiceKey]*Service{},
+		triggered:   map[objectName]time.Time{},
 		troubled:    map[*serviceEntry]bool{},
 	}
 }
@@ -131,6 +134,7 @@ func (o *Objects) Reset(all []Object, now time.Time) {
 	for _, obj := range all {
 		o.Put(obj)
 	}
+	clear(o.triggered)
 	for name := range o.nodes {
 		if _, leased := o.leases[name]; leased {
 			continue
@@ -155,6 +159,7 @@ func (o *Objects) Put(obj Object) {
 	case *corev1.Service:
 		o.putService(obj)
 	case *discoveryv1.EndpointSlice:
+		o.noteTrigger(o.slices[key], obj)
 		o.removeSlice(key)
 		o.addSlice(key, obj)
 	default:

@@ -136,6 +136,8 @@ func (w *world) do(line, input string) string {
 			switch k, v, _ := strings.Cut(word, "="); k {
 			case "zone":
 				self.Zone = v
+			case "kubernetes":
+				self.Kubernetes = true
 			case "external-ips":
 				self.AllowExternalIPs = true
 			case "nodes-balance":
@@ -435,3 +437,13 @@ func (d *strictDataplane) state() State {
 }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// objectOf reads one object of YAML.
+func objectOf[T Object](t *testing.T, text string) T {
+	t.Helper()
+	objs, err := Decode([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objs[0].(T)
+}
