@@ -17,6 +17,19 @@ const (
 	AnnotationMAC         = "vswitch.dev/mac"
 )
 
+// NodeAnnotations are all that say how others reach a node. A node that vswitch runs
+// writes them; no other annotation of a Node is read.
+func NodeAnnotations() []string {
+	return []string{
+		AnnotationInstance, AnnotationUnderlay, AnnotationUDPPorts, AnnotationVNI, AnnotationVTEPMAC, AnnotationIngressVNI,
+		flannelBackendType, flannelData, flannelDataV6, flannelPublicIP, flannelPublicIPv6, flannelSubnetManager,
+	}
+}
+
+// labelProxyName is on a service that is another proxy's than the cluster's own
+// (Kubernetes' pkg/proxy/apis/well_known_labels.go).
+const labelProxyName = "service.kubernetes.io/service-proxy-name"
+
 // Annotations a user writes on a Service.
 const (
 	AnnotationMode          = "vswitch/mode"           // ModeProxy
@@ -43,4 +56,6 @@ const (
 	flannelDataV6      = "flannel.alpha.coreos.com/backend-v6-data"
 	flannelPublicIP    = "flannel.alpha.coreos.com/public-ip"
 	flannelPublicIPv6  = "flannel.alpha.coreos.com/public-ipv6"
+
+	flannelSubnetManager = "flannel.alpha.coreos.com/kube-subnet-manager"
 )

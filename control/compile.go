@@ -14,7 +14,7 @@ import (
 // family, with their endpoints.
 func (o *Objects) compileService(e *serviceEntry) []*Service {
 	s := e.record
-	if isHeadless(&s.Spec) || s.Spec.Type == corev1.ServiceTypeExternalName {
+	if isHeadless(&s.Spec) || s.Spec.Type == corev1.ServiceTypeExternalName || othersToServe(s) {
 		return nil
 	}
 	var out []*Service
@@ -50,6 +50,14 @@ func (o *Objects) compileService(e *serviceEntry) []*Service {
 		}
 	}
 	return out
+}
+
+// othersToServe reports whether a label says that a service is not for the cluster's
+// proxy: it has a name in DNS, and its addresses are somebody else's business.
+func othersToServe(s *corev1.Service) bool {
+	_, proxy := s.Labels[labelProxyName]
+	_, headless := s.Labels[corev1.IsHeadlessService]
+	return proxy || headless
 }
 
 // nobody is a range that no client is in.

@@ -13,7 +13,7 @@ import (
 // compileNodes makes the tunnels to every other node. A pod prefix belongs to one
 // node, as does an underlay address and port: what loses is left out and named, as
 // a prefix given to the wrong node would let it speak for the other's pods. This
-// node comes first, then those that live: of a machine that was set up anew under
+// node comes first, then those that live and are not known to be unwell: of a machine that was set up anew under
 // another name the former record stands for a day. Then vswitch nodes, whose claims
 // the store has checked, then the younger record.
 func (o *Objects) compileNodes() {
@@ -32,6 +32,7 @@ func (o *Objects) compileNodes() {
 		return cmp.Or(
 			compareBool(b == o.self.Node, a == o.self.Node),
 			compareBool(o.Live(b), o.Live(a)),
+			compareBool(x.view.notReady, y.view.notReady),
 			compareBool(y.view.instance != "", x.view.instance != ""),
 			y.record.CreationTimestamp.Compare(x.record.CreationTimestamp.Time),
 			cmp.Compare(a, b))

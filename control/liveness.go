@@ -49,9 +49,9 @@ func (o *Objects) Deadline() time.Time {
 }
 
 // Live reports whether a node counts as live: it is this one, or has a lease, or
-// keeps none, being run by something other than vswitch.
+// keeps none, being run by something other than vswitch, or by Kubernetes.
 func (o *Objects) Live(node string) bool {
-	if node == o.self.Node {
+	if node == o.self.Node || o.self.Kubernetes {
 		return true
 	}
 	if _, ok := o.leases[node]; ok {

@@ -59,6 +59,7 @@ type nodeView struct {
 	name     string
 	instance string // empty: not a vswitch node
 	zone     string // empty: not said
+	notReady bool   // its record says so; what says nothing is ready
 	prefixes []netip.Prefix
 	devices  []device
 }
@@ -79,12 +80,15 @@ type device struct {
 // viewNode reads a Node record. The error names the annotation or field.
 func viewNode(n *corev1.Node) (nodeView, error) {
 	v := nodeView{name: n.Name, instance: n.Annotations[AnnotationInstance], zone: n.Labels[corev1.LabelTopologyZone]}
+	for _, c := range n.Status.Conditions {
+		v.notReady = v.notReady || c.Type == corev1.NodeReady && (c.Status == corev1.ConditionFalse || c.Status == corev1.ConditionUnknown)
+	}
 	var err error
 	if v.prefixes, err = nodePrefixes(n); err != nil {
 		return v, err
 	}
 	switch {
-	case n.Annotations[AnnotationUnderlay] != "":
+	case n.Annotations[AnnotationUnderlay] != "" && !flannelTookOver(n):
 		v.devices, err = vswitchDevices(n, v.prefixes)
 	default:
 		v.devices, err = flannelDevices(n, v.prefixes)
@@ -120,6 +124,42 @@ func nodePrefixes(n *corev1.Node) ([]netip.Prefix, error) {
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return out, nil
+}
+
+// flannelTookOver reports whether flannel wrote its annotations after vswitch, which
+// writes them alike: the node was moved back, and nobody hears at what vswitch said.
+func flannelTookOver(n *corev1.Node) bool {
+	for _, key := range []string{flannelData, flannelDataV6} {
+		var data flannelBackendData
+		if json.Unmarshal([]byte(n.Annotations[key]), &data) != nil || data.VtepMAC == "" {
+			continue
+		}
+		theirs, err := frame.ParseMAC(data.VtepMAC)
+		ours, ourErr := frame.ParseMAC(n.Annotations[AnnotationVTEPMAC])
+		if err == nil && (ourErr != nil || theirs != ours) {
+			return true
+		}
+	}
+	return false
+}
+
+// FlannelAnnotations are those by which flannel nodes reach a vswitch node: its
+// VXLAN as flannel's VXLAN backend says its own. A family without an underlay
+// address is left out.
+func FlannelAnnotations(f NodeFacts) map[string]string {
+	out := map[string]string{flannelSubnetManager: "true", flannelBackendType: "vxlan"}
+	data, err := json.Marshal(flannelBackendData{VNI: f.VNI, VtepMAC: f.VTEPMAC.String()})
+	if err != nil {
+		return nil // of a number and a string there is JSON
+	}
+	for _, a := range f.Underlays {
+		if a.Is4() {
+			out[flannelPublicIP], out[flannelData] = a.String(), string(data)
+		} else {
+			out[flannelPublicIPv6], out[flannelDataV6] = a.String(), string(data)
+		}
+	}
+	return out
 }
 
 func vswitchDevices(n *corev1.Node, prefixes []netip.Prefix) ([]device, error) {
@@ -165,7 +205,7 @@ func flannelDevices(n *corev1.Node, prefixes []netip.Prefix) ([]device, error) {
 		return nil, annotationError(flannelBackendType, t, "vxlan")
 	}
 	ports := []uint16{FlannelPort}
-	if s := n.Annotations[AnnotationUDPPorts]; s != "" {
+	if s := n.Annotations[AnnotationUDPPorts]; s != "" && n.Annotations[AnnotationUnderlay] == "" { // else it is vswitch's, of before
 		var err error
 		if ports, err = parsePorts(s); err != nil {
 			return nil, err

@@ -48,8 +48,11 @@ func (l *podList) remove(at int) {
 
 func (o *Objects) addPod(p *corev1.Pod) {
 	r := newPodRecord(p)
-	e := &podEntry{podRecord: r, in: make([]podPlace, 0, len(r.labels))}
+	e := &podEntry{podRecord: r}
 	o.pods[r.key] = e
+	if o.self.Kubernetes {
+		return // nothing is selected
+	}
 	for t := range r.terms {
 		l := o.labelled[t]
 		if l == nil {
@@ -96,7 +99,7 @@ func (o *Objects) putService(s *corev1.Service) {
 	}
 	e.record = s
 	o.markDirty(e)
-	if len(s.Spec.Selector) == 0 {
+	if len(s.Spec.Selector) == 0 || o.self.Kubernetes {
 		return
 	}
 	// Under the label that the fewest have, or one that all services name would
@@ -133,7 +136,7 @@ func (o *Objects) unselect(e *serviceEntry) {
 // selected calls f for every pod that a service's selector matches. It walks the
 // shortest of the lists of pods that carry one of the selector's labels.
 func (o *Objects) selected(s *corev1.Service, f func(*podRecord)) {
-	if len(s.Spec.Selector) == 0 {
+	if len(s.Spec.Selector) == 0 || o.self.Kubernetes {
 		return // no selector selects nothing: the endpoints are the user's
 	}
 	var shortest *podList
