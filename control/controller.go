@@ -140,6 +140,14 @@ func (c *Controller) change(f func(*Objects, time.Time)) {
 	}
 }
 
+// Resave has the last good objects written although nothing changed: for when the
+// file has gone. It does not wait; before a store has answered nothing is written.
+func (c *Controller) Resave() {
+	c.change(func(o *Objects, _ time.Time) {
+		c.toSave(func(u *unsaved) { u.reset(o.everything()) })
+	})
+}
+
 // toSave notes what the saver has to be given. Callers hold mu.
 func (c *Controller) toSave(note func(*unsaved)) {
 	if c.cfg.Save != nil {

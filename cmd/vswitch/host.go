@@ -72,6 +72,8 @@ nothing. It needs CAP_NET_ADMIN in the namespace.`,
 				what = "was attached already"
 			case a.Restored:
 				what = "attached again"
+			case a.Repaired:
+				what = "repaired"
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", a.Name, what, joinAddrs(a.Addrs))
 			return nil

@@ -108,7 +108,7 @@ func TestGetPrintsTables(t *testing.T) {
 			"default    web   IPv4  8080/TCP  10.244.0.2,10.244.0.3(not serving new)\n",
 		"drops": "REASON      POD        NODE  PORT  COUNT\n" +
 			"spoofed-ip  default/p  a     -     12345678901\n",
-		"pods": "NAMESPACE  NAME  NODE  IPS  MAC  CONTAINER\n",
+		"pods": "NAMESPACE  NAME  NODE  IPS  MAC  CONTAINER  STATE\n",
 	}
 	for kind, want := range tests {
 		got, err := run(t, "", "get", kind, "--socket", socket)

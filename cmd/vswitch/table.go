@@ -29,16 +29,17 @@ type table struct {
 
 var tables = []table{
 	{"nodes", []column{{"NAME", "name"}, {"READY", "ready"}, {"POD CIDRS", "podCIDRs"}, {"UNDERLAY", "underlay"}, {"UDP PORTS", "udpPorts"}, {"VNI", "vni"}, {"VTEP MAC", "vtepMAC"}, {"TRAINS", "trains"}}},
-	{"pods", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"NODE", "node"}, {"IPS", "ips"}, {"MAC", "mac"}, {"CONTAINER", "containerID"}}},
+	{"pods", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"NODE", "node"}, {"IPS", "ips"}, {"MAC", "mac"}, {"CONTAINER", "containerID"}, {"STATE", "state"}}},
 	{"services", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "type"}, {"CLUSTER IPS", "clusterIPs"}, {"EXTERNAL IPS", "externalAddresses"}, {"PORTS", "ports"}}},
 	{"endpoints", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "addressType"}, {"PORTS", "ports"}, {"ENDPOINTS", "endpoints"}}},
 	{"listeners", []column{{"ADDRESS", "address"}, {"PROTOCOL", "protocol"}, {"KIND", "kind"}, {"FOR", "for"}, {"PROBLEM", "problem"}}},
 	{"routes", []column{{"DESTINATION", "destination"}, {"KIND", "kind"}, {"VIA", "via"}}},
 	{"flows", []column{{"PROTOCOL", "protocol"}, {"SOURCE", "source"}, {"DESTINATION", "destination"}, {"ANSWERED BY", "answeredBy"}, {"STATE", "state"}, {"FRAMES", "frames"}, {"REPLIES", "replyFrames"}, {"IDLE", "idleSeconds"}}},
 	{"drops", []column{{"REASON", "name"}, {"POD", "pod"}, {"NODE", "node"}, {"PORT", "port"}, {"COUNT", "count"}}},
+	{"upkeep", []column{{"OBJECT", "object"}, {"PROBLEM", "problem"}, {"SINCE", "since"}, {"FOUND", "found"}, {"MENDED", "mended"}}},
 }
 
-const kindList = "nodes, pods, services, endpoints, routes, flows or drops"
+const kindList = "nodes, pods, services, endpoints, routes, flows, drops or upkeep"
 
 func kindNames() []string {
 	var names []string

@@ -273,6 +273,13 @@ func (p *Pool) Free() int {
 	return int(p.limit-firstHost) - len(p.used)
 }
 
+// Save writes the file, which every change does by itself: for when it has gone.
+func (p *Pool) Save() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.write()
+}
+
 func (p *Pool) write() error {
 	s := state{BootID: p.boot, CIDRs: p.cidrs, Last: p.last, Leases: p.holder, Alien: p.alien}
 	if err := p.file.Write(s); err != nil {

@@ -73,6 +73,7 @@ var only = []struct {
 		why: "the plugin only asks the daemon and sets up a namespace",
 	},
 	{from: "internal/share", why: "arithmetic"},
+	{from: "internal/upkeep", why: "it knows none of what it looks after: owners say how to look and how to mend"},
 	{from: "internal/dns", to: []string{"internal/share"}, why: "from message to message: whoever owns a socket calls it, whoever knows services is its Zone"},
 	{
 		from: "internal/netif", to: []string{"control/api/v1", "tap", "internal/fdpass"},

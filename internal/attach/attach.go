@@ -113,6 +113,7 @@ type Attachment struct {
 	Features tap.Features // of its queues, once they came
 	State    State
 	Token    string // while Pending or Detached
+	Problem  string // while Detached: why, and what helps
 	Port     string // name of the switch port
 }
 

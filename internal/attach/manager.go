@@ -79,6 +79,7 @@ func New(cfg Config) (*Manager, error) {
 	}
 	for _, a := range kept {
 		a.State, a.Token, a.Queues, a.Port = Detached, newToken(), cfg.Queues, portName(&a)
+		a.Problem = "its queues went with an earlier daemon; vswitch-cni reattach brings them back"
 		m.byKey[a.Key] = &entry{Attachment: a}
 	}
 	return m, nil
@@ -285,6 +286,13 @@ func (m *Manager) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
+}
+
+// Save writes the records, which every change does by itself: for when the file has gone.
+func (m *Manager) Save() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.save()
 }
 
 func (m *Manager) save() error {

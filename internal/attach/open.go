@@ -85,7 +85,7 @@ func (m *Manager) open(e *entry, fds []int, f tap.Features) error {
 		}
 		return errors.Join(err, m.cfg.Ports.RemovePort(port))
 	}
-	e.port, e.State, e.Token, e.Plain, e.Features = port, Attached, "", f&tap.VNet == 0, f
+	e.port, e.State, e.Token, e.Problem, e.Plain, e.Features = port, Attached, "", "", f&tap.VNet == 0, f
 	m.cfg.Publisher.PublishPod(m.Record(&e.Attachment))
 	return nil
 }
@@ -145,6 +145,7 @@ func (m *Manager) Died(port string, cause error) {
 		if err := m.detach(e); err != nil {
 			m.cfg.Log.Warn("pod detached with errors", "pod", e.podName(), "err", err)
 		}
+		e.Problem = fmt.Sprintf("its interface %s is gone (%v); the pod has to be made anew", e.Ifname, cause)
 	}
 }
 

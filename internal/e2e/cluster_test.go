@@ -104,14 +104,20 @@ func (c *cluster) apply(yaml string) {
 // eventually polls until f succeeds, or fails the test with its last error.
 func (c *cluster) eventually(what string, f func() error) {
 	c.t.Helper()
-	deadline := time.Now().Add(patience)
+	c.within(patience, what, f)
+}
+
+// within is eventually for what is promised a time.
+func (c *cluster) within(bound time.Duration, what string, f func() error) {
+	c.t.Helper()
+	deadline := time.Now().Add(bound)
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("%s: not within %v: %v", what, patience, err)
+			c.t.Fatalf("%s: not within %v: %v", what, bound, err)
 		}
 		time.Sleep(20 * time.Millisecond) // between two looks at the condition
 	}

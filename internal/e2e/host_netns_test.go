@@ -74,11 +74,25 @@ spec:
 	host := hostAddrs(t, a)
 	c.hostReaches(t, a, host, web, svc)
 
+	// Routes that somebody deletes are reported, and put back by the same command.
+	attached := hostState(t, a)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := a.Exec(ctx, lab.Command{Path: "ip", Args: []string{"route", "del", "10.244.0.0/16"}}); err != nil {
+		t.Fatal(err)
+	}
+	c.within(upkeepBound, "the missing route is reported", func() error { return upkeepSays(t, a, "routes of the attached host", "10.244.0.0/16") })
+	if out := hostCommand(t, a, "attach"); !strings.Contains(out, "vswitch0 repaired: ") {
+		t.Errorf("attach without a route said %q", out)
+	}
+	if now := hostState(t, a); now != attached {
+		t.Errorf("repaired:\n%s\nbefore:\n%s", now, attached)
+	}
+	c.within(upkeepBound, "the route is back", func() error { return upkeepSays(t, a, "routes of the attached host", "") })
+
 	if err := a.Daemon().Stop(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
 	if err := a.RestartDaemon(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -55,8 +55,8 @@ type Attachment struct {
 	Addrs  []netip.Addr
 	Routes []netip.Prefix
 	// Existed: nothing was missing. Restored: the daemon had lost its queues and has
-	// them again.
-	Existed, Restored bool
+	// them again. Repaired: addresses or routes were missing.
+	Existed, Restored, Repaired bool
 }
 
 // host is one namespace and its place in the daemon's list.
@@ -138,12 +138,12 @@ func Attach(ctx context.Context, c Config) (*Attachment, error) {
 		case err != nil:
 			return nil, err
 		case link != nil && link.Attrs().HardwareAddr.String() == known.GetMac() && known.GetAttached():
-			return found(known, false)
+			return h.repair(ctx, known, false)
 		case link != nil && link.Attrs().HardwareAddr.String() == known.GetMac() && known.GetToken() != "":
 			if err := netif.Reattach(h.Socket, known); err != nil {
 				return nil, err
 			}
-			return found(known, true)
+			return h.repair(ctx, known, true)
 		}
 		// The daemon knows an interface that isn't there, or one half made.
 		if _, err := h.client.DelPod(ctx, &apiv1.DelPodRequest{Key: h.key}); err != nil {
@@ -156,16 +156,34 @@ func Attach(ctx context.Context, c Config) (*Attachment, error) {
 	return h.create(ctx)
 }
 
-func found(a *apiv1.Attachment, restored bool) (*Attachment, error) {
-	out := &Attachment{Name: a.GetKey().GetIfname(), Existed: !restored, Restored: restored}
-	for _, text := range a.GetIps() {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("daemon's answer: ips: %w", err)
-		}
-		out.Addrs = append(out.Addrs, p.Addr())
+// repair puts back what is missing of an interface that the daemon has the queues of.
+func (h *host) repair(ctx context.Context, known *apiv1.Attachment, restored bool) (*Attachment, error) {
+	reply, err := h.client.CheckPod(ctx, &apiv1.CheckPodRequest{Key: known.GetKey()})
+	if err != nil {
+		return nil, err
 	}
+	spec, err := netif.SpecOfCheck(reply)
+	if err != nil {
+		return nil, err
+	}
+	out := attachmentOf(spec)
+	err = h.ns.Do(func(nl *netlink.Handle) (err error) {
+		out.Repaired, err = netif.Repair(nl, spec)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", h.Name, err)
+	}
+	out.Restored, out.Existed = restored, !restored && !out.Repaired
 	return out, nil
+}
+
+func attachmentOf(s *netif.Spec) *Attachment {
+	a := &Attachment{Name: s.Name, Routes: s.Routes}
+	for _, addr := range s.Addrs {
+		a.Addrs = append(a.Addrs, addr.Addr)
+	}
+	return a
 }
 
 // find is the daemon's record of this attachment, or nil.
@@ -231,11 +249,7 @@ func (h *host) create(ctx context.Context) (_ *Attachment, err error) {
 		undo()
 		return nil, err
 	}
-	a := &Attachment{Name: h.Name, Routes: spec.Routes}
-	for _, addr := range spec.Addrs {
-		a.Addrs = append(a.Addrs, addr.Addr)
-	}
-	return a, nil
+	return attachmentOf(spec), nil
 }
 
 // make makes the interface and passes its queues; it leaves none after an error.

@@ -62,6 +62,45 @@ func Configure(h *netlink.Handle, s *Spec) error {
 	return nil
 }
 
+// Repair brings back what somebody took away of an interface that Configure made: its
+// being up, addresses, neighbours, routes. It reports whether anything was missing.
+func Repair(h *netlink.Handle, s *Spec) (repaired bool, err error) {
+	link, err := h.LinkByName(s.Name)
+	if err != nil {
+		return false, fmt.Errorf("look up: %w", err)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(link); err != nil {
+			return false, fmt.Errorf("set up: %w", err)
+		}
+		repaired = true
+	}
+	missing := func(err error) error { // err is of putting there what may be there
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		repaired = true
+		return err
+	}
+	for _, a := range s.Addrs {
+		if err := missing(h.AddrAdd(link, addressOf(a))); err != nil {
+			return repaired, fmt.Errorf("add address %s: %w", a.Addr, err)
+		}
+		if err := waitLocal(h, a.Addr); err != nil {
+			return repaired, err
+		}
+		if err := h.NeighSet(gatewayNeigh(link, a.Gateway, s.GatewayMAC)); err != nil {
+			return repaired, fmt.Errorf("add neighbour %s: %w", a.Gateway, err)
+		}
+		for _, r := range s.routesOf(link.Attrs().Index, a) {
+			if err := missing(h.RouteAdd(&r)); err != nil {
+				return repaired, fmt.Errorf("add route to %s: %w", r.Dst, err)
+			}
+		}
+	}
+	return repaired, nil
+}
+
 // localTimeout is far beyond what waitLocal waits for, a work item of the kernel.
 const localTimeout = 5 * time.Second
 
@@ -110,11 +149,7 @@ func configureIPv6(h *netlink.Handle, link netlink.Link, s *Spec) error {
 // addAddress gives a link that is up an address, its gateway as a neighbour for
 // good, and the default route of its family.
 func addAddress(h *netlink.Handle, link netlink.Link, s *Spec, a Addr) error {
-	addr := &netlink.Addr{IPNet: HostNet(a.Addr)}
-	if a.Is6() {
-		addr.Flags = unix.IFA_F_NODAD // nobody else has it: the daemon leased it
-	}
-	if err := h.AddrAdd(link, addr); err != nil {
+	if err := h.AddrAdd(link, addressOf(a)); err != nil {
 		return fmt.Errorf("add address %s: %w", a.Addr, err)
 	}
 	if err := h.NeighSet(gatewayNeigh(link, a.Gateway, s.GatewayMAC)); err != nil {
@@ -126,6 +161,14 @@ func addAddress(h *netlink.Handle, link netlink.Link, s *Spec, a Addr) error {
 		}
 	}
 	return nil
+}
+
+func addressOf(a Addr) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: HostNet(a.Addr)}
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD // nobody else has it: the daemon leased it
+	}
+	return addr
 }
 
 // routesOf are the routes that come with an address: those of a pod, or to the ranges

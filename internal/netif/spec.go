@@ -43,28 +43,21 @@ func SpecOfReply(ifname string, r *apiv1.AddPodReply) (*Spec, error) {
 		GSOMaxBytes:   int(r.GetGsoMaxBytes()),
 		TxQueueFrames: int(r.GetTxQueueFrames()),
 	}
-	for _, text := range r.GetRoutes() {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("daemon's answer: routes: %w", err)
-		}
-		s.Routes = append(s.Routes, p)
-	}
 	if s.Queues < 1 {
 		return nil, fmt.Errorf("daemon's answer: %d queues", s.Queues)
 	}
-	return s, s.decode(r.GetMac(), r.GetGatewayMac(), r.GetIps(), r.GetGateways())
+	return s, s.decode(r.GetMac(), r.GetGatewayMac(), r.GetIps(), r.GetGateways(), r.GetRoutes())
 }
 
 func SpecOfCheck(r *apiv1.CheckPodReply) (*Spec, error) {
 	a := r.GetAttachment()
 	s := &Spec{Name: a.GetKey().GetIfname(), MTUBytes: int(a.GetMtuBytes())}
-	return s, s.decode(a.GetMac(), r.GetGatewayMac(), a.GetIps(), r.GetGateways())
+	return s, s.decode(a.GetMac(), r.GetGatewayMac(), a.GetIps(), r.GetGateways(), r.GetRoutes())
 }
 
 // decode turns text into addresses. The daemon is trusted, but a mismatch of
 // versions should be told plainly.
-func (s *Spec) decode(mac, gatewayMAC string, ips, gateways []string) (err error) {
+func (s *Spec) decode(mac, gatewayMAC string, ips, gateways, routes []string) (err error) {
 	fail := func(what string, err error) error { return fmt.Errorf("daemon's answer: %s: %w", what, err) }
 	if s.MAC, err = net.ParseMAC(mac); err != nil {
 		return fail("mac", err)
@@ -95,6 +88,13 @@ func (s *Spec) decode(mac, gatewayMAC string, ips, gateways []string) (err error
 			return fail("mtu_bytes", fmt.Errorf("%d is less than IPv6 needs, %d", s.MTUBytes, minMTU6Bytes))
 		}
 		s.Addrs = append(s.Addrs, Addr{Addr: p.Addr(), Gateway: g})
+	}
+	for _, text := range routes {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fail("routes", err)
+		}
+		s.Routes = append(s.Routes, p)
 	}
 	if len(s.Addrs) == 0 {
 		return fail("ips", fmt.Errorf("none"))

@@ -22,8 +22,11 @@ import (
 	"vswitch/control/ipam"
 	"vswitch/internal/attach"
 	"vswitch/internal/config"
+	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
+	"vswitch/internal/nodeapi"
 	"vswitch/internal/resident"
+	"vswitch/internal/upkeep"
 	"vswitch/tunnel/vxlan"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
@@ -90,9 +93,13 @@ type node struct {
 	attachments *attach.Manager // openAttachments
 	hostPorts   *hostPorts
 	tracer      *tracer // openAPI
+	api         *nodeapi.Server
+	descriptors *fdpass.Server
+	upkeep      *upkeep.Watch
 
-	claim control.Claim // holdClaim
-	pool  *ipam.Pool    // startForwarding
+	claimMu sync.Mutex    // one writer of the claim's file at a time
+	claim   control.Claim // holdClaim
+	pool    *ipam.Pool    // startForwarding
 
 	deaths chan death // of ports
 

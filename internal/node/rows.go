@@ -13,6 +13,7 @@ import (
 	"vswitch/control"
 	"vswitch/internal/attach"
 	"vswitch/internal/nodeapi"
+	"vswitch/internal/upkeep"
 	"vswitch/internal/wire"
 	"vswitch/vswitch"
 	"vswitch/vswitch/fib"
@@ -30,15 +31,16 @@ type view struct {
 	flows       *flow.Table
 	ports       *countedPorts
 	dataplane   *dataplane
+	upkeep      *upkeep.Watch
 }
 
-const kindsOfRows = "nodes, pods, services, endpoints, listeners, routes, flows or drops"
+const kindsOfRows = "nodes, pods, services, endpoints, listeners, routes, flows, drops or upkeep"
 
 // rows lists one kind; singular names will do.
 func (v *view) rows(_ context.Context, kind string) ([]any, error) {
 	list := map[string]func() []any{
 		"node": v.nodes, "pod": v.pods, "service": v.services, "endpoint": v.endpoints, "listener": v.listeners,
-		"route": v.routes, "flow": v.flowRows, "drop": v.drops,
+		"route": v.routes, "flow": v.flowRows, "drop": v.drops, "upkeep": v.upkeepRows,
 	}[strings.TrimSuffix(strings.ToLower(kind), "s")]
 	if list == nil {
 		return nil, &nodeapi.UnknownKindError{Kind: kind, Want: kindsOfRows}
@@ -89,12 +91,21 @@ type podRow struct {
 	IPs         []string `json:"ips"`
 	MAC         string   `json:"mac"`
 	ContainerID string   `json:"containerID"`
+	// State and Problem are of this node's pods alone: attached, pending or detached,
+	// and why it is detached.
+	State   string `json:"state,omitempty"`
+	Problem string `json:"problem,omitempty"`
 }
 
+// pods are those of the cluster, and of this node those too that nobody is told of
+// because they can't be reached.
 func (v *view) pods() []any {
-	var rows []any
-	for _, o := range v.objects.List(control.KindPod) {
-		p := o.(*corev1.Pod)
+	own := map[control.Key]attach.Attachment{}
+	for _, a := range v.attachments.List() {
+		own[control.PodKey(v.node, a.ContainerID, a.Ifname)] = a
+	}
+	var rows []podRow
+	add := func(p *corev1.Pod) {
 		r := podRow{
 			Name: p.Name, Namespace: p.Namespace, Node: p.Spec.NodeName, IPs: []string{},
 			MAC: p.Annotations[control.AnnotationMAC], ContainerID: p.Annotations[control.AnnotationContainerID],
@@ -102,9 +113,26 @@ func (v *view) pods() []any {
 		for _, ip := range p.Status.PodIPs {
 			r.IPs = append(r.IPs, ip.IP)
 		}
+		if a, ok := own[control.KeyOf(p)]; ok {
+			r.State, r.Problem = a.State.String(), a.Problem
+			delete(own, control.KeyOf(p))
+		}
 		rows = append(rows, r)
 	}
-	return rows
+	for _, o := range v.objects.List(control.KindPod) {
+		add(o.(*corev1.Pod))
+	}
+	for _, a := range own {
+		add(v.attachments.Record(&a))
+	}
+	slices.SortStableFunc(rows, func(a, b podRow) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ContainerID, b.ContainerID))
+	})
+	var out []any
+	for _, r := range rows {
+		out = append(out, r)
+	}
+	return out
 }
 
 type serviceRow struct {

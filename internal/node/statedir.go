@@ -51,6 +51,14 @@ func makeStateDir(path string) error {
 // openStateDir makes the directory if need be, with mode 0700, and takes its
 // lock, which goes with the process however that ends.
 func openStateDir(path string) (*stateDir, error) {
+	f, err := lockDir(path)
+	if err != nil {
+		return nil, err
+	}
+	return &stateDir{path: path, lock: f}, nil
+}
+
+func lockDir(path string) (*os.File, error) {
 	if err := makeStateDir(path); err != nil {
 		return nil, err
 	}
@@ -65,7 +73,35 @@ func openStateDir(path string) (*stateDir, error) {
 		}
 		return nil, fmt.Errorf("--state-dir %s: lock: %w", path, err)
 	}
-	return &stateDir{path: path, lock: f}, nil
+	return f, nil
+}
+
+// locked reports why another daemon would not find the directory locked; nil: it would.
+func (d *stateDir) locked() error {
+	there, err := os.Lstat(d.file(lockFile))
+	if err != nil {
+		return err
+	}
+	held, err := d.lock.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(there, held) {
+		return fmt.Errorf("%s is another file", d.file(lockFile))
+	}
+	return nil
+}
+
+// relock locks the directory again, which is made anew if it has gone as well. It
+// fails where another daemon was quicker.
+func (d *stateDir) relock() error {
+	f, err := lockDir(d.path)
+	if err != nil {
+		return err
+	}
+	_ = d.lock.Close() // of a file that nobody can open any more
+	d.lock = f
+	return nil
 }
 
 // A process that was killed a moment ago may hold its lock still: the kernel closes
@@ -102,8 +138,12 @@ func (d *stateDir) instance() (string, error) {
 	var b [16]byte
 	rand.Read(b[:])
 	id := hex.EncodeToString(b[:])
-	if err := os.WriteFile(d.file(instanceFile), []byte(id+"\n"), 0o600); err != nil {
+	if err := d.saveInstance(id); err != nil {
 		return "", fmt.Errorf("--state-dir %s: %w", d.path, err)
 	}
 	return id, nil
+}
+
+func (d *stateDir) saveInstance(id string) error {
+	return os.WriteFile(d.file(instanceFile), []byte(id+"\n"), 0o600)
 }

@@ -25,6 +25,7 @@ import (
 	"vswitch/internal/attach"
 	"vswitch/internal/fdpass"
 	"vswitch/internal/nodeapi"
+	"vswitch/internal/upkeep"
 	"vswitch/tap"
 	"vswitch/vswitch"
 	"vswitch/vswitch/frame"
@@ -98,8 +99,9 @@ func (n *node) openAttachments() error {
 }
 
 func (n *node) openAPI() error {
+	n.upkeep = upkeep.New(n.log, n.belongings()...)
 	v := &view{
-		node: n.cfg.Node, objects: n.controller, attachments: n.attachments,
+		node: n.cfg.Node, upkeep: n.upkeep, objects: n.controller, attachments: n.attachments,
 		fib: n.fib, flows: n.flows, ports: n.ports, dataplane: n.dataplane,
 	}
 	n.tracer = &tracer{
@@ -122,11 +124,13 @@ func (n *node) openAPI() error {
 		return err
 	}
 	n.onClose(api.Close)
+	n.api = api
 	fds, err := fdpass.Listen(apiv1.FDSocket(n.cfg.SocketPath), n.takeQueues, n.log)
 	if err != nil {
 		return fmt.Errorf("--socket %s: %w", n.cfg.SocketPath, err)
 	}
 	n.onClose(fds.Close)
+	n.descriptors = fds
 	n.start("descriptor socket", fds.Serve)
 	return nil
 }
@@ -159,22 +163,31 @@ func (n *node) holdClaim() error {
 		ClusterCIDRs: n.cfg.ClusterCIDR, ServiceCIDRs: n.cfg.ServiceCIDR,
 		BitsIPv4: n.cfg.NodeBitsV4, BitsIPv6: n.cfg.NodeBitsV6,
 	}
-	file := statefile.File{Path: n.state.file(claimFile), Kind: "claim", Version: 1}
 	var kept control.Claim
-	err := file.Read(&kept)
+	err := n.claimFile().Read(&kept)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.log.Error("the node's claim is lost; asking the store", "err", err)
 	}
 	if err == nil && samePlan(&kept, &want) {
 		want.PodCIDRs = kept.PodCIDRs
 		n.claim = want
-		n.start("claim", func(ctx context.Context) error { return n.confirmClaim(ctx, want, file) })
+		n.start("claim", func(ctx context.Context) error { return n.confirmClaim(ctx, want) })
 		return nil
 	}
 	if n.claim, err = n.store.ClaimNode(n.ctx, want); err != nil {
 		return err
 	}
-	return file.Write(n.claim)
+	return n.saveClaim(n.claim)
+}
+
+func (n *node) claimFile() statefile.File {
+	return statefile.File{Path: n.state.file(claimFile), Kind: "claim", Version: 1}
+}
+
+func (n *node) saveClaim(c control.Claim) error {
+	n.claimMu.Lock()
+	defer n.claimMu.Unlock()
+	return n.claimFile().Write(c)
 }
 
 // samePlan reports whether a claim kept from before is for the same node and
@@ -187,12 +200,12 @@ func samePlan(kept, want *control.Claim) bool {
 
 // confirmClaim tells the store of a claim made before. A node that forwards can't
 // change its pods' addresses: another answer stops it, and the next start goes by it.
-func (n *node) confirmClaim(ctx context.Context, want control.Claim, file statefile.File) error {
+func (n *node) confirmClaim(ctx context.Context, want control.Claim) error {
 	got, err := n.store.ClaimNode(ctx, want)
 	if err != nil {
 		return err
 	}
-	if err := file.Write(got); err != nil {
+	if err := n.saveClaim(got); err != nil {
 		return err
 	}
 	if !slices.Equal(got.PodCIDRs, want.PodCIDRs) {
@@ -408,6 +421,7 @@ func (n *node) buryDeleted() error {
 func (n *node) servePods() error {
 	n.onClose(func() error { n.attachments.Close(); return nil })
 	n.start("sweep", n.sweep)
+	n.start("upkeep", n.upkeep.Run)
 	n.readyMu.Lock()
 	n.serving = true
 	n.readyMu.Unlock()

@@ -70,7 +70,7 @@ func (s *Server) CheckPod(_ context.Context, r *apiv1.CheckPodRequest) (*apiv1.C
 		return nil, statusOf(err)
 	}
 	return &apiv1.CheckPodReply{
-		Attachment: wireAttachment(&a), Gateways: s.gateways(a.Addrs), GatewayMac: s.cfg.GatewayMAC,
+		Attachment: wireAttachment(&a), Gateways: s.gateways(a.Addrs), GatewayMac: s.cfg.GatewayMAC, Routes: s.routes(&a),
 	}, nil
 }
 

@@ -859,6 +859,7 @@ type CheckPodReply struct {
 	// As in AddPodReply.
 	Gateways      []string `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	GatewayMac    string   `protobuf:"bytes,3,opt,name=gateway_mac,json=gatewayMac,proto3" json:"gateway_mac,omitempty"`
+	Routes        []string `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -912,6 +913,13 @@ func (x *CheckPodReply) GetGatewayMac() string {
 		return x.GatewayMac
 	}
 	return ""
+}
+
+func (x *CheckPodReply) GetRoutes() []string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
 }
 
 type StatusRequest struct {
@@ -2433,14 +2441,15 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\"\r\n" +
 	"\vDelPodReply\">\n" +
 	"\x0fCheckPodRequest\x12+\n" +
-	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\"\x84\x01\n" +
+	"\x03key\x18\x01 \x01(\v2\x19.vswitch.v1.AttachmentKeyR\x03key\"\x9c\x01\n" +
 	"\rCheckPodReply\x126\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2\x16.vswitch.v1.AttachmentR\n" +
 	"attachment\x12\x1a\n" +
 	"\bgateways\x18\x02 \x03(\tR\bgateways\x12\x1f\n" +
 	"\vgateway_mac\x18\x03 \x01(\tR\n" +
-	"gatewayMac\"\x0f\n" +
+	"gatewayMac\x12\x16\n" +
+	"\x06routes\x18\x04 \x03(\tR\x06routes\"\x0f\n" +
 	"\rStatusRequest\"n\n" +
 	"\vStatusReply\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x16\n" +
