@@ -29,6 +29,9 @@ type Config struct {
 	OpenQueue OpenQueue
 	// Forget drops the flows of a pod that has gone: those that name one of its addresses.
 	Forget func(addrs []netip.Addr)
+	// Attached is told when the queues of a new attachment have come: how long after
+	// Add. Nil: nobody asks.
+	Attached func(after time.Duration)
 	// Records keeps the attachments beyond the daemon.
 	Records Records
 	// MTUBytes and Queues are what new attachments get.
@@ -59,6 +62,7 @@ type Manager struct {
 type entry struct {
 	Attachment
 	port    uint32    // valid while Attached
+	added   time.Time // zero if it is from before this process
 	expires time.Time // valid while Pending
 	missing bool      // the namespace's path was there and is gone, as of the last sweep
 	seen    bool      // this process has seen the namespace's path
@@ -156,12 +160,13 @@ func (m *Manager) Add(r Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
+	now := time.Now()
 	e := &entry{
 		Attachment: Attachment{
 			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Ports: r.Ports, Host: r.Host, Addrs: addrs, MAC: newMAC(),
 			MTUBytes: m.cfg.MTUBytes, Queues: m.cfg.Queues, State: Pending, Token: newToken(),
 		},
-		expires: time.Now().Add(m.cfg.Timeout),
+		added: now, expires: now.Add(m.cfg.Timeout),
 	}
 	e.Port = portName(&e.Attachment)
 	m.byKey[r.Key] = e

@@ -3,6 +3,7 @@ package attach
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -44,6 +45,9 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 		err = errors.Join(err, m.detach(e))
 		e.State, e.Token = before.State, before.Token
 		return err
+	}
+	if before.State == Pending && m.cfg.Attached != nil {
+		m.cfg.Attached(time.Since(e.added))
 	}
 	m.cfg.Log.Info("pod attached", "pod", e.podName(), "port", e.Port, "addr", e.Addrs, "mac", e.MAC, "queues", len(fds), "features", f.String())
 	return nil

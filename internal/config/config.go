@@ -38,6 +38,7 @@ type Config struct {
 	NodeBitsV6   int
 	MTUBytes     int  // of pods; zero: what the underlay leaves
 	HostPorts    bool // open NodePorts on the host
+	Metrics      Metrics
 	Workers      int  // forwarding threads, and so queues of a pod
 	Offload      bool // segmentation offload towards the underlay
 	Polling      bool // idle workers look again for a while before they block
@@ -55,6 +56,12 @@ type Store struct {
 	CA           string   // PEM files
 	Cert, Key    string
 	Insecure     bool // the embedded store may listen off loopback without TLS
+}
+
+// Metrics says where the node tells how it is.
+type Metrics struct {
+	Addrs   []netip.AddrPort // none: nowhere
+	ForPods bool             // pods may ask
 }
 
 // DNS is what the node answers pods' DNS questions by.

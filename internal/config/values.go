@@ -318,6 +318,28 @@ func parseResolvers(s string) ([]netip.AddrPort, error) {
 	return out, nil
 }
 
+func parseServed(s string) ([]netip.AddrPort, error) {
+	if s == "off" {
+		return nil, nil
+	}
+	var out []netip.AddrPort
+	for _, text := range strings.Split(s, ",") {
+		at, err := netip.ParseAddrPort(strings.TrimSpace(text))
+		if err != nil || at.Port() == 0 {
+			return nil, fmt.Errorf("%q: want off, or addresses of this host such as 127.0.0.1:9472 or [::]:9472", text)
+		}
+		out = append(out, at)
+	}
+	return out, nil
+}
+
+func formatServed(at []netip.AddrPort) string {
+	if len(at) == 0 {
+		return "off"
+	}
+	return join(at)
+}
+
 func parseHostLoopback(s string) ([]netip.Addr, error) {
 	const want = "one address that nobody has, or an IPv4 and an IPv6 one: ADDR[,ADDR]"
 	return perFamily(s, want, func(s string) (netip.Addr, error) {

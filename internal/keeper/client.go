@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +18,9 @@ import (
 // Client is a child's connection to its keeper. Its methods may be called from any
 // goroutine.
 type Client struct {
-	conn *net.UnixConn
-	mu   sync.Mutex // one exchange at a time
+	conn   *net.UnixConn
+	starts uint64
+	mu     sync.Mutex // one exchange at a time
 }
 
 var _ fdstore.Store = (*Client)(nil)
@@ -37,8 +39,17 @@ func Connect() (*Client, error) {
 		return nil, fmt.Errorf("keeper: it speaks version %q of its protocol, this program %s: restart the whole service", v, version)
 	}
 	unix.CloseOnExec(ConnFD)
-	return newClient(ConnFD)
+	c, err := newClient(ConnFD)
+	if err != nil {
+		return nil, err
+	}
+	// A keeper of an older version does not say: 0.
+	c.starts, _ = strconv.ParseUint(os.Getenv(startsEnv), 10, 64)
+	return c, os.Unsetenv(startsEnv)
 }
+
+// Starts is how many children this one's keeper started before it.
+func (c *Client) Starts() uint64 { return c.starts }
 
 // newClient takes over fd.
 func newClient(fd int) (*Client, error) {

@@ -27,6 +27,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -104,6 +105,7 @@ type keeper struct {
 	renew chan struct{}
 	// claims are of those who come to take over; nil: nobody can.
 	claims *claims
+	starts uint64 // children started
 }
 
 // Run keeps a child running until ctx ends, which is not an error, or the first
@@ -235,7 +237,8 @@ func (k *keeper) start() (*child, error) {
 		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew,
 	}
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.cmd.Env = append(os.Environ(), versionEnv+"="+version)
+	c.cmd.Env = append(os.Environ(), versionEnv+"="+version, startsEnv+"="+strconv.FormatUint(k.starts, 10))
+	k.starts++
 	c.cmd.ExtraFiles = []*os.File{theirs} // becomes ConnFD
 	// Without its keeper a dataplane would be in the way of the next one.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

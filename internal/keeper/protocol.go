@@ -20,6 +20,8 @@ const ConnFD = 3
 const (
 	versionEnv = "VSWITCH_KEEPER"
 	version    = "1"
+	// startsEnv is how many children there were before.
+	startsEnv = "VSWITCH_KEEPER_STARTS"
 )
 
 type op string

@@ -408,6 +408,21 @@ func (d *dataplane) trains(node string) (state string, failures uint64) {
 	return worst.String(), failures
 }
 
+// peersByTrains counts the addresses of other nodes by how packets go to them.
+func (d *dataplane) peersByTrains() map[string]int {
+	count := map[string]int{}
+	for _, s := range []vxlan.TrainState{vxlan.TrainsOn, vxlan.TrainsOff, vxlan.TrainsUnchecked} {
+		count[s.String()] = 0
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.members {
+		s, _ := d.tunnel.Trains(p.id)
+		count[s.String()]++
+	}
+	return count
+}
+
 // nodeOf is the name of the node a member id stands for.
 func (d *dataplane) nodeOf(id uint32) string {
 	d.mu.Lock()

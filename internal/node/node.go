@@ -17,19 +17,23 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"vswitch/control"
 	"vswitch/control/ipam"
 	"vswitch/internal/attach"
 	"vswitch/internal/config"
+	"vswitch/internal/dns"
 	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
+	"vswitch/internal/metrics"
 	"vswitch/internal/nodeapi"
 	"vswitch/internal/resident"
 	"vswitch/internal/upkeep"
 	"vswitch/tunnel/vxlan"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
+	"vswitch/vswitch/gateway"
 )
 
 // Options are what the program knows and the configuration doesn't.
@@ -55,6 +59,8 @@ type Keeper interface {
 	Ready() error
 	// Renew asks for a successor.
 	Renew() error
+	// Starts is how many processes ran before this one.
+	Starts() uint64
 	// Bind opens a socket that this process may not.
 	Bind(network string, at netip.AddrPort) (fd int, err error)
 }
@@ -89,6 +95,7 @@ type node struct {
 	resolvers  func() []netip.AddrPort // openController
 	controller *control.Controller
 
+	metrics     *metrics.Set    // openMetrics; nil: not asked for
 	fds         fdstore.Store   // openKeeper
 	attachments *attach.Manager // openAttachments
 	hostPorts   *hostPorts
@@ -100,6 +107,9 @@ type node struct {
 	claimMu sync.Mutex    // one writer of the claim's file at a time
 	claim   control.Claim // holdClaim
 	pool    *ipam.Pool    // startForwarding
+
+	gateway atomic.Pointer[gateway.Gateway] // startForwarding
+	names   atomic.Pointer[dns.Server]      // likewise; nil: pods' questions are not answered
 
 	deaths chan death // of ports
 
@@ -123,7 +133,7 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 
 	for _, step := range []func() error{
 		n.openKeeper, n.openState, n.openTables, n.openTunnel, n.openStore, n.openController,
-		n.openAttachments, n.openAPI, n.holdClaim, n.startForwarding, n.startControl, n.servePods,
+		n.openMetrics, n.openAttachments, n.openAPI, n.serveHealth, n.holdClaim, n.startForwarding, n.startControl, n.servePods,
 	} {
 		if err := step(); err != nil {
 			if ctx.Err() != nil || n.handingOver() {

@@ -93,6 +93,9 @@ func (n *node) openAttachments() error {
 	if n.cfg.HostPorts {
 		c.HostPorts = n.hostPorts
 	}
+	if n.metrics != nil {
+		c.Attached = n.metrics.Attached
+	}
 	var err error
 	n.attachments, err = attach.New(c)
 	return err
@@ -111,7 +114,7 @@ func (n *node) openAPI() error {
 	if n.opt.Keeper != nil {
 		upgrade = n.opt.Keeper.Renew
 	}
-	api, err := nodeapi.Start(nodeapi.Config{
+	c := nodeapi.Config{
 		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version, Upgrade: upgrade,
 		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows, Trace: n.tracer.Trace,
 		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
@@ -119,7 +122,11 @@ func (n *node) openAPI() error {
 		DNSAddrs: n.cfg.DNS.Addrs, DNSDomain: n.cfg.DNS.Domain,
 		HostRoutes: slices.Concat(n.cfg.ClusterCIDR, n.cfg.ServiceCIDR, n.cfg.LBCIDR),
 		Captures:   &captures{ports: n.ports, attachments: n.attachments, dataplane: n.dataplane, node: n.cfg.Node},
-	})
+	}
+	if n.metrics != nil {
+		c.Called = n.metrics.Called
+	}
+	api, err := nodeapi.Start(c)
 	if err != nil {
 		return err
 	}
@@ -228,12 +235,13 @@ func (n *node) startForwarding() error {
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
 		Allowed: n.cfg.AllowEgress, HostLoopback: n.cfg.HostLoopback,
-		DeniedTCP: n.storePlaces(), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
+		DeniedTCP: slices.Concat(n.storePlaces(), n.metricsPlaces()), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
 		Keeper: n.fds, Bind: n.bind,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	}
 	if names != nil {
 		gc.DNS, gc.DNSAddrs = names, n.cfg.DNS.Addrs
+		n.names.Store(names)
 	}
 	g, err := gateway.New(gc)
 	if err != nil {
@@ -252,6 +260,7 @@ func (n *node) startForwarding() error {
 	n.ports.serve(sw)
 	n.hostPorts.serve(g)
 	n.tracer.gateway.Store(g)
+	n.gateway.Store(g)
 	n.dataplane.serve(g, sw, vswitch.Facts{Routers: routers, TunnelPorts: n.facts.UDPPorts, LinkLocal: n.cfg.AllowEgress})
 	n.start("flow expiry", n.expireFlows)
 	n.start("dead ports", n.mourn)

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -79,7 +80,10 @@ type Config struct {
 	// Upgrade asks for another process in the place of this one; nil: there is nobody
 	// to ask.
 	Upgrade func() error
-	Log     *slog.Logger
+	// Called is told of every call that was answered: its name, such as AddPod, the
+	// code of the answer, and how long it took. Nil: nobody asks.
+	Called func(method, code string, took time.Duration)
+	Log    *slog.Logger
 }
 
 // UnknownKindError names the kinds there are.
@@ -130,7 +134,7 @@ func Start(cfg Config) (*Server, error) {
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
-		grpc.ChainUnaryInterceptor(authorize, s.recoverPanic, boundTime),
+		grpc.ChainUnaryInterceptor(s.tellCalled, authorize, s.recoverPanic, boundTime),
 		grpc.ChainStreamInterceptor(authorizeStream, s.recoverStreamPanic),
 		grpc.ConnectionTimeout(stopTimeout),
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
@@ -181,6 +185,18 @@ func boundTime(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.
 		defer cancel()
 	}
 	return next(ctx, req)
+}
+
+// tellCalled tells Config.Called. Names come from the server's own list: a caller can't
+// make up more.
+func (s *Server) tellCalled(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if s.cfg.Called == nil {
+		return next(ctx, req)
+	}
+	began := time.Now()
+	reply, err := next(ctx, req)
+	s.cfg.Called(path.Base(info.FullMethod), status.Code(err).String(), time.Since(began))
+	return reply, err
 }
 
 // recoverPanic keeps a bug in one call from taking the node's forwarding along.
