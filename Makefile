@@ -22,7 +22,7 @@ SOAK     ?= 12h
 # figures and timeouts want the machine. The race detector is for what runs in
 # the test's own process.
 E2E  := $(wildcard ./internal/e2e) ./internal/demo
-UNIT := go list ./... | grep -v -e '/internal/e2e$$' -e '/internal/demo$$'
+UNIT := go list ./... | grep -v -e '/internal/e2e$$' -e '/internal/e2ek8s$$' -e '/internal/demo$$'
 RACE := $(UNIT) | grep -v -e '/internal/arrows$$' -e '/internal/lab' -e '/bench$$' -e '/cmd/vswitch-demo$$'
 SUM  := go run ./internal/testsum
 
@@ -55,6 +55,27 @@ e2e: build ## only the end-to-end tests; RUN=regexp picks some
 	@echo "== end to end"
 	@VSWITCH_BIN=$(CURDIR)/bin go test -json -p 1 -count=1 -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $(E2E) | $(SUM)
 
+# The control plane of Kubernetes, from the modules that test/k8s names. The
+# binaries say their version as a release's do: vswitch and kubectl ask for it.
+K8S_VERSION := $(shell sed -n 's|^\tk8s.io/kubernetes v\([0-9.]*\).*|\1|p' test/k8s/go.mod)
+K8S_STAMP    = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=v$(K8S_VERSION) -X $(p).gitMajor=$(word 1,$(subst ., ,$(K8S_VERSION))) -X $(p).gitMinor=$(word 2,$(subst ., ,$(K8S_VERSION))))
+
+.PHONY: k8s
+k8s: bin/k8s/built ## kube-apiserver, kube-controller-manager, kubectl and etcd into bin/k8s/: eight minutes when nothing is cached
+
+bin/k8s/built: test/k8s/go.mod test/k8s/go.sum
+	@echo "== Kubernetes v$(K8S_VERSION) and etcd: some eight minutes of work, once"
+	@mkdir -p bin/k8s
+	@cd test/k8s && go build -trimpath -ldflags '-s -w $(K8S_STAMP)' -o $(CURDIR)/bin/k8s/ $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kubectl)
+	@cd test/k8s && go build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/k8s/etcd go.etcd.io/etcd/server/v3
+	@touch $@
+
+.PHONY: e2e-k8s
+e2e-k8s: TIMEOUT ?= 20m
+e2e-k8s: test-deps build k8s ## the tests with a real Kubernetes control plane; RUN=regexp picks some
+	@echo "== Kubernetes"
+	@VSWITCH_BIN=$(CURDIR)/bin go test -json -count=1 -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') ./internal/e2ek8s | $(SUM)
+
 .PHONY: test-long
 test-long: export VSWITCH_TEST := long
 test-long: test-deps build fuzz ## everything in its full form, and each fuzz target for FUZZTIME: some 30 minutes
@@ -63,6 +84,7 @@ test-long: test-deps build fuzz ## everything in its full form, and each fuzz ta
 	@echo "== race detector"
 	@CGO_ENABLED=1 go test -json -race -count=1 -timeout 20m $$($(RACE)) | $(SUM)
 	@$(MAKE) --no-print-directory e2e TIMEOUT=30m
+	@$(MAKE) --no-print-directory e2e-k8s TIMEOUT=40m
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME
