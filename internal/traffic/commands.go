@@ -19,7 +19,7 @@ const ReadyLine = "serving"
 
 // Commands are `serve` and its like, and `load`, for a binary that plays either side.
 func Commands() []*cobra.Command {
-	return []*cobra.Command{serveCommand(), sinkCommand(), acceptCommand(), witnessCommand(), loadCommand()}
+	return []*cobra.Command{serveCommand(), sinkCommand(), acceptCommand(), witnessCommand(), helloCommand(), loadCommand()}
 }
 
 func sinkCommand() *cobra.Command {

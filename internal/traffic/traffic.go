@@ -16,7 +16,8 @@
 // 'q' for what a sink got) and eight bytes that name the session.
 //
 // Where that costs more than what is measured there are two pairs without a
-// protocol: `load flood` and `sink`, `load connections` and `accept`.
+// protocol: `load flood` and `sink`, `load connections` and `accept`. For programs
+// that know nothing of either there is `hello`.
 package traffic
 
 import (
