@@ -146,6 +146,15 @@ func (n *Namespace) SetDown(name string) error {
 	return n.nl.LinkSetDown(link)
 }
 
+// DeleteLink removes a link of the namespace, and its other end if it has one.
+func (n *Namespace) DeleteLink(name string) error {
+	link, err := n.link(name)
+	if err != nil {
+		return err
+	}
+	return n.nl.LinkDel(link)
+}
+
 // SetUp brings a link of the namespace up.
 func (n *Namespace) SetUp(name string) error { return n.up(name) }
 

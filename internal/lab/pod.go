@@ -32,7 +32,9 @@ type PortMapping struct {
 type PodSpec struct {
 	// Namespace and Name in Kubernetes' sense; empty: "default" and the container's name.
 	Namespace, Name string
-	Labels          map[string]string
+	// UID of the Pod in the API server, which runtimes pass on; may be empty.
+	UID    string
+	Labels map[string]string
 	// Ports of the host that lead to the pod, by the portMappings capability.
 	Ports []PortMapping
 	// Interface in the pod; empty: eth0.
@@ -195,6 +197,9 @@ func (p *Pod) runtime() *libcni.RuntimeConf {
 			{"K8S_POD_NAME", p.Spec.Name},
 			{"K8S_POD_INFRA_CONTAINER_ID", p.ContainerID},
 		},
+	}
+	if p.Spec.UID != "" {
+		r.Args = append(r.Args, [2]string{"K8S_POD_UID", p.Spec.UID})
 	}
 	if len(p.Spec.Ports) > 0 {
 		r.CapabilityArgs = map[string]any{"portMappings": p.Spec.Ports}

@@ -40,6 +40,7 @@ type Process struct {
 	// name; empty if the starter takes all of it.
 	LogPath string
 
+	lab      *Lab
 	logStart int64 // its own output's begin in the log
 	cmd      *exec.Cmd
 	done     chan struct{}
@@ -52,7 +53,7 @@ func (n *Namespace) Start(c Command) (*Process, error) {
 	if c.Name == "" {
 		c.Name = filepath.Base(c.Path)
 	}
-	p := &Process{Name: c.Name, done: make(chan struct{})}
+	p := &Process{Name: c.Name, lab: n.lab, done: make(chan struct{})}
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Env = append(os.Environ(), c.Env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
@@ -111,7 +112,7 @@ func (n *Namespace) Exec(ctx context.Context, c Command) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer p.forget(n.lab)
+	defer p.Forget()
 	if err := p.Wait(ctx); err != nil {
 		p.killGroup()
 		<-p.done
@@ -128,8 +129,9 @@ func (n *Namespace) Exec(ctx context.Context, c Command) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-// forget drops a finished process from the lab's list.
-func (p *Process) forget(l *Lab) {
+// Forget drops a finished process from what Close ends and Failures tells of.
+func (p *Process) Forget() {
+	l := p.lab
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, o := range l.processes {
