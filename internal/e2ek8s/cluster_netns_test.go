@@ -1,0 +1,116 @@
+package e2ek8s
+
+import (
+	"context"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"vswitch/internal/lab"
+	"vswitch/internal/lab/cluster"
+)
+
+// TestCluster is three nodes, and what users of a cluster rely on.
+func TestCluster(t *testing.T) {
+	r := newRig(t)
+	for _, name := range []string{"a", "b", "c"} {
+		r.addNode(t, name)
+	}
+	for _, promise := range []struct {
+		name string
+		test func(*testing.T, *rig)
+	}{
+		{"services", testServices},
+	} {
+		t.Run(promise.name, func(t *testing.T) { promise.test(t, r) })
+	}
+}
+
+// addNode makes a machine with vswitch, attached to its own network, and waits
+// until the API server has it as ready.
+func (r *rig) addNode(t *testing.T, name string) *cluster.Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	n, err := r.AddNode(ctx, name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.nodes = append(r.nodes, n)
+	if err := n.StartDaemon(ctx, r.daemon(t, n)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.Vswitch(ctx, "", "host", "attach", "--netns", n.Path); err != nil {
+		t.Fatalf("host attach: %v\n%s", err, out)
+	}
+	if err := n.Kubelet.SetReady(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// daemon is how vswitch runs on a node of this cluster: with the rights of its own
+// service account and no others.
+func (r *rig) daemon(t *testing.T, n *cluster.Node) lab.RunConfig {
+	t.Helper()
+	config, err := r.WriteTokenKubeconfig("vswitch-"+n.Host, r.vswitchToken(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lab.RunConfig{Store: "kubernetes", Args: []string{
+		"--kubeconfig", config,
+		"--underlay", n.Underlay4.String() + "," + n.Underlay6.String(),
+		"--dns-address", cluster.DNSAddr.String(),
+	}}
+}
+
+const vswitchNamespace, vswitchAccount = "kube-system", "vswitch"
+
+// vswitchToken is a token of the service account that the daemons run as.
+func (r *rig) vswitchToken(t *testing.T) string {
+	t.Helper()
+	accounts := r.Client.CoreV1().ServiceAccounts(vswitchNamespace)
+	eventually(t, "vswitch's service account", func() error {
+		_, err := accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: vswitchAccount}}, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		return err
+	})
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: vswitchAccount},
+		RoleRef:    rbacv1.RoleRef{Kind: "ClusterRole", Name: "cluster-admin"},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: vswitchNamespace, Name: vswitchAccount}},
+	}
+	if _, err := r.Client.RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	seconds := int64(24 * 3600)
+	token, err := accounts.CreateToken(t.Context(), vswitchAccount, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token.Status.Token
+}
+
+func (r *rig) listNodes(t *testing.T) []corev1.Node {
+	t.Helper()
+	list, err := r.Client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+func (r *rig) listPods(t *testing.T) []corev1.Pod {
+	t.Helper()
+	list, err := r.Client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
