@@ -13,6 +13,7 @@ import (
 	"vswitch/internal/config"
 	"vswitch/internal/keeper"
 	"vswitch/internal/node"
+	"vswitch/internal/sdnotify"
 )
 
 func newRun() *cobra.Command {
@@ -61,13 +62,26 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	manager, err := sdnotify.Open()
+	if err != nil {
+		return err
+	}
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, syscall.SIGHUP)
 	defer signal.Stop(restart)
-	return keeper.Run(ctx, keeper.Config{
+	kc := keeper.Config{
 		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
-		Restart: restart, Socket: socket, TakeOver: cfg.TakeOver, Log: log,
-	})
+		Restart: restart, Socket: socket, TakeOver: cfg.TakeOver, Manager: manager, Log: log,
+	}
+	if manager.KeepsDescriptors() {
+		if kc.Store, err = manager.NewStore(log); err != nil {
+			return err
+		}
+	}
+	alive, stop := context.WithCancel(context.Background()) // to the end, which takes its time
+	defer stop()
+	go manager.KeepAlive(alive)
+	return keeper.Run(ctx, kc)
 }
 
 // runNode is the child: the dataplane and all that drives it.

@@ -3,8 +3,10 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,10 +23,14 @@ type steady struct {
 	client, witness *lab.Process
 }
 
-const steadyPort = 7000
+const (
+	steadyPort        = 7000
+	steadyConnections = 2
+)
 
 // newSteady begins, from a pod to another, which it knows by the address to.
-func newSteady(t *testing.T, name string, from, server *lab.Pod, to netip.AddrPort) *steady {
+func newSteady(c *cluster, name string, from, server *lab.Pod, to netip.AddrPort) *steady {
+	t := c.t
 	t.Helper()
 	program := filepath.Join(labtest.BinDir(t), "vswitch-bench")
 	at := netip.AddrPortFrom(netip.IPv6Unspecified(), steadyPort)
@@ -35,10 +41,25 @@ func newSteady(t *testing.T, name string, from, server *lab.Pod, to netip.AddrPo
 	if _, err := witness.WaitLog(t.Context(), regexp.MustCompile("^"+traffic.ReadyLine)); err != nil {
 		t.Fatal(err)
 	}
+	c.eventually(name+" answers", func() error {
+		conn, err := dial(from.Namespace, "tcp", netip.AddrPort{}, to)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
 	client, err := from.Start(lab.Command{Name: "steady", Path: program, Args: []string{"load", "steady", "--to", to.String()}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.eventually(name+" is connected", func() error {
+		// proc_net(5): the sockets of the pod; state 01 is established.
+		sockets, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", client.Pid()))
+		if n := strings.Count(string(sockets), fmt.Sprintf(":%04X 01 ", steadyPort)); err != nil || n < steadyConnections {
+			return fmt.Errorf("%d connections, %w", n, err)
+		}
+		return nil
+	})
 	return &steady{t, name, client, witness}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -33,14 +32,6 @@ func TestADaemonTakesOverFromAnother(t *testing.T) {
 	}
 	c.apply(witnessService)
 	vip := c.service("witness")
-	c.eventually("the service has an endpoint", func() error {
-		// Nobody listens yet, which the pod says and the service would not.
-		_, err := ask(c.a1.Namespace, "tcp", netip.AddrPortFrom(vip.ip(4), steadyPort), "")
-		if err != nil && strings.Contains(err.Error(), "refused") {
-			return nil
-		}
-		return fmt.Errorf("%v; want refused", err)
-	})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	node := c.nodes[0]
@@ -55,7 +46,7 @@ func TestADaemonTakesOverFromAnother(t *testing.T) {
 			newWatch(t, fmt.Sprintf("to another node, IPv%d", family), c.a1.Namespace, netip.AddrPortFrom(far.IP(family), 7)),
 			newWatch(t, fmt.Sprintf("from another node, IPv%d", family), c.b1.Namespace, netip.AddrPortFrom(near.IP(family), 7)))
 	}
-	load := newSteady(t, "a service", c.a1, near, netip.AddrPortFrom(vip.ip(4), steadyPort))
+	load := newSteady(c, "a service", c.a1, near, netip.AddrPortFrom(vip.ip(4), steadyPort))
 	laps := func(when string) {
 		t.Helper()
 		for _, w := range watches {

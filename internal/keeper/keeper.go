@@ -62,6 +62,11 @@ type Config struct {
 	Command func() []string
 	// Restart brings a token for each planned restart.
 	Restart <-chan os.Signal
+	// Store holds what children keep. Nil: a fdstore.Memory, which ends with the process.
+	// Run closes it.
+	Store Store
+	// Manager is told how the daemon fares. Nil: nobody is.
+	Manager Manager
 	// Keep puts what children are to find from the first on. Nil: nothing.
 	Keep func(fdstore.Store) error
 	// Ready is called once, when the first child is. Nil: nobody asks.
@@ -75,6 +80,19 @@ type Config struct {
 	// ended, and it would take the place back.
 	TakeOver bool
 	Log      *slog.Logger
+}
+
+// Store is what a keeper needs of one.
+type Store interface {
+	fdstore.Store
+	Close() error // lets go of what it holds
+}
+
+// Manager is a service manager, such as sdnotify.Manager.
+type Manager interface {
+	Ready() error     // a child forwards, the first or another
+	Reloading() error // another is to take its place; Ready follows
+	Stopping() error  // the end has begun
 }
 
 // ExitError is how the child ended before it ever was ready. What it had to say it
@@ -100,7 +118,7 @@ type child struct {
 // keeper is what Run works with.
 type keeper struct {
 	cfg   Config
-	store fdstore.Memory
+	store Store
 	early int // ends in a row that came early
 	renew chan struct{}
 	// claims are of those who come to take over; nil: nobody can.
@@ -114,10 +132,13 @@ func Run(ctx context.Context, cfg Config) error {
 	// Children get the kill signal when this thread ends, not when the process does.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &keeper{cfg: cfg, renew: make(chan struct{}, 1)}
+	k := &keeper{cfg: cfg, store: cfg.Store, renew: make(chan struct{}, 1)}
+	if k.store == nil {
+		k.store = &fdstore.Memory{}
+	}
 	defer k.store.Close()
 	if cfg.Keep != nil {
-		if err := cfg.Keep(&k.store); err != nil {
+		if err := cfg.Keep(k.store); err != nil {
 			return err
 		}
 	}
@@ -131,16 +152,20 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	first := true // no child was ready yet
 	ready := current.ready
+	said := false // cfg.Ready was called
 	for {
 		var next *child
 		select {
 		case <-ready:
 			ready = nil
-			if cfg.Ready != nil {
+			k.tell(Manager.Ready)
+			if cfg.Ready != nil && !said {
 				cfg.Ready()
 			}
+			said = true
 			continue
 		case <-ctx.Done():
+			k.tell(Manager.Stopping)
 			return current.stop(syscall.SIGTERM, stopTimeout)
 		case <-current.done:
 			switch {
@@ -163,12 +188,22 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-k.renew:
 			next = k.replace(ctx, current)
 		}
-		if next == nil {
-			continue // the restart was refused
+		if next != nil { // else the restart was refused
+			first = false
+			close(next.begin)
+			current = next
 		}
-		first = false
-		close(next.begin)
-		current = next
+		ready = current.ready
+	}
+}
+
+// tell tells the manager, if there is one. That it does not hear is no reason to fail.
+func (k *keeper) tell(what func(Manager) error) {
+	if k.cfg.Manager == nil {
+		return
+	}
+	if err := what(k.cfg.Manager); err != nil {
+		k.cfg.Log.Warn("the service manager is not told", "err", err)
 	}
 }
 
@@ -183,7 +218,7 @@ func (k *keeper) first(ctx context.Context) (*child, error) {
 		}
 	}
 	if other == nil {
-		if k.claims, err = listen(k.cfg.Socket, &k.store, k.cfg.Log); err != nil {
+		if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Log); err != nil {
 			return nil, err
 		}
 		c, err := k.start()
@@ -201,7 +236,7 @@ func (k *keeper) first(ctx context.Context) (*child, error) {
 	if err := k.takeOver(ctx, other, c); err != nil || ctx.Err() != nil {
 		return nil, err
 	}
-	if k.claims, err = listen(k.cfg.Socket, &k.store, k.cfg.Log); err != nil {
+	if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Log); err != nil {
 		k.cfg.Log.Error("nobody can take over from this vswitch", "err", err)
 	}
 	k.cfg.Log.Info("taken over", "pid", c.cmd.Process.Pid)
@@ -249,7 +284,7 @@ func (k *keeper) start() (*child, error) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		c.serve(conn, &k.store)
+		c.serve(conn, k.store)
 	}()
 	go func() {
 		_ = c.cmd.Wait() // how it ended is in ProcessState
@@ -294,6 +329,7 @@ func (k *keeper) replace(ctx context.Context, current *child) *child {
 		k.cfg.Log.Error("restart refused; the dataplane stays", "err", err)
 		return nil
 	}
+	k.tell(Manager.Reloading)
 	k.cfg.Log.Info("planned restart", "pid", current.cmd.Process.Pid, "next", next.cmd.Process.Pid)
 	select {
 	case <-next.waiting:

@@ -266,10 +266,22 @@ func (k *keeper) yield(ctx context.Context, t *claim, current *child) *child {
 		return k.successor(ctx, current)
 	}
 	k.claims.unlist()
-	k.store.Close()
+	k.letGo()
 	close(t.freed)
 	log.Info("all is handed over")
 	return nil
+}
+
+// letGo forgets all that is held, a service manager's store included: it is the
+// other's to keep.
+func (k *keeper) letGo() {
+	names, err := k.store.Names()
+	for _, name := range names {
+		err = errors.Join(err, k.store.Remove(name))
+	}
+	if err != nil {
+		k.cfg.Log.Warn("some of what was handed over is held here still", "err", err)
+	}
 }
 
 // before is a take-over as the keeper sees it that takes the place.
@@ -338,7 +350,7 @@ func (k *keeper) takeOver(ctx context.Context, b *before, current *child) error 
 	case <-ctx.Done():
 		return current.stop(unix.SIGKILL, stopTimeout)
 	}
-	if err := b.take(&k.store); err != nil {
+	if err := b.take(k.store); err != nil {
 		return errors.Join(err, current.stop(unix.SIGKILL, stopTimeout))
 	}
 	close(current.begin)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,10 @@ type RunConfig struct {
 	Args, Env []string
 	// Binary instead of vswitch from the lab's BinDir.
 	Binary string
+	// Wrapper is a program and arguments ahead of it, which must become the daemon.
+	Wrapper []string
+	// Files are its descriptors from 3 on.
+	Files []*os.File
 }
 
 // ready is how the line begins by which the daemon says so.
@@ -49,7 +54,8 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 	if c.Store != "" {
 		args = append(args, "--store", c.Store)
 	}
-	p, err := n.Start(Command{Name: "vswitch", Path: c.Binary, Args: append(args, c.Args...), Env: c.Env})
+	command := slices.Concat(c.Wrapper, []string{c.Binary}, args, c.Args)
+	p, err := n.Start(Command{Name: "vswitch", Path: command[0], Args: command[1:], Env: c.Env, Files: c.Files})
 	if err != nil {
 		return err
 	}

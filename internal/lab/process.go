@@ -28,6 +28,8 @@ type Command struct {
 	// Env is added to this process's environment.
 	Env   []string
 	Stdin io.Reader
+	// Files are the process's descriptors from 3 on.
+	Files []*os.File
 	// Stdout and Stderr; nil: the process's log file.
 	Stdout, Stderr io.Writer
 }
@@ -56,6 +58,7 @@ func (n *Namespace) Start(c Command) (*Process, error) {
 	p := &Process{Name: c.Name, lab: n.lab, done: make(chan struct{})}
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Env = append(os.Environ(), c.Env...)
+	p.cmd.ExtraFiles = c.Files
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// A grandchild that holds the pipes must not keep Wait from returning.
