@@ -10,7 +10,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARIES := vswitch vswitch-cni vswitch-bench vswitch-demo
 
 # gcc is for the race detector alone: the binaries are built without cgo.
-TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool gcc libc6-dev
+TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool uidmap gcc libc6-dev
 BENCH_PACKAGES := iperf3 sockperf openvswitch-switch passt slirp4netns nftables ethtool
 STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 

@@ -33,13 +33,18 @@ const (
 	NodePort Topology = "node-port"
 	// ClusterIP: two pods of one node, the server behind a service address.
 	ClusterIP Topology = "cluster-ip"
+	// RootlessOut: a namespace of an ordinary user, and a server on its host.
+	RootlessOut Topology = "rootless-out"
+	// RootlessIn: a client on the host, and a server in the namespace, behind a port of
+	// the host.
+	RootlessIn Topology = "rootless-in"
 	// Idle: a node with many pods and no traffic.
 	Idle Topology = "idle"
 	// InMemory: no network at all, only code.
 	InMemory Topology = "in-memory"
 )
 
-var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Idle, InMemory}
+var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Idle, InMemory}
 
 // Scenario is one row.
 type Scenario struct {

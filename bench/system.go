@@ -36,11 +36,13 @@ var systems = map[string]system{
 	"kernel-vxlan":  {topologies: []Topology{TwoNodes}, open: openKernelVXLAN},
 	"nftables-dnat": {topologies: []Topology{ClusterIP}, open: openNftables},
 	"ovs-netdev":    {topologies: []Topology{SameNode}, open: openOVS, userSpace: true},
-	"slirp4netns":   {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Slirp4netns), userSpace: true},
-	"pasta":         {topologies: []Topology{Egress}, open: openUserMode((*lab.Node).Pasta), userSpace: true},
-	"fib":           {topologies: []Topology{InMemory}, code: "vswitch/fib"},
-	"flow":          {topologies: []Topology{InMemory}, code: "vswitch/flow"},
-	"node":          {topologies: []Topology{InMemory}, code: "internal/node"},
+	"slirp4netns":   {topologies: []Topology{Egress, RootlessOut, RootlessIn}, open: openUserMode((*lab.Node).Slirp4netns), userSpace: true},
+	"pasta":         {topologies: []Topology{Egress, RootlessOut, RootlessIn}, open: openUserMode((*lab.Node).Pasta), userSpace: true},
+	// vswitch-rootless is the command `vswitch rootless run`.
+	"vswitch-rootless": {topologies: []Topology{RootlessOut, RootlessIn}, open: openRootless},
+	"fib":              {topologies: []Topology{InMemory}, code: "vswitch/fib"},
+	"flow":             {topologies: []Topology{InMemory}, code: "vswitch/flow"},
+	"node":             {topologies: []Topology{InMemory}, code: "internal/node"},
 }
 
 func systemNames() []string { return slices.Sorted(maps.Keys(systems)) }
@@ -70,7 +72,7 @@ func openNetwork(ctx context.Context, k networkKey, o Options) (*network, error)
 	defer cancel()
 	n, err := open(ctx, l, k)
 	if err == nil && n.client != nil {
-		err = errors.Join(checkMTU(k, n.client, n.server), n.reachable(ctx, o.Self))
+		err = errors.Join(checkMTU(k, n.pods(k)...), n.reachable(ctx, o.Self))
 	}
 	if err != nil {
 		if said := l.Failures(20); said != "" {
@@ -95,6 +97,17 @@ func (n *network) reachable(ctx context.Context, self string) error {
 		}
 	}
 	return nil
+}
+
+// pods are the endpoints whose MTU is the network's: not the host itself.
+func (n *network) pods(k networkKey) []*lab.Namespace {
+	switch k.topology {
+	case RootlessOut:
+		return []*lab.Namespace{n.client}
+	case RootlessIn:
+		return []*lab.Namespace{n.server}
+	}
+	return []*lab.Namespace{n.client, n.server}
 }
 
 // checkMTU keeps two sides from being compared at different packet sizes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strconv"
 
 	"vswitch/internal/lab"
 )
@@ -98,18 +99,48 @@ func openNftables(ctx context.Context, l *lab.Lab, k networkKey) (*network, erro
 
 // openUserMode is a network namespace that a user-mode network gives the
 // outside, and a server there.
-func openUserMode(attach func(*lab.Node, context.Context, int) (*lab.Namespace, error)) func(context.Context, *lab.Lab, networkKey) (*network, error) {
+func openUserMode(attach func(*lab.Node, context.Context, lab.UserMode) (*lab.Namespace, error)) func(context.Context, *lab.Lab, networkKey) (*network, error) {
 	return func(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
 		node, err := l.AddNode("a")
 		if err != nil {
 			return nil, err
 		}
-		pod, err := attach(node, ctx, k.mtuBytes)
+		c := lab.UserMode{MTUBytes: k.mtuBytes}
+		if k.topology == RootlessIn {
+			c.TCPPort, c.UDPPort = loadPort, loadPort
+		}
+		pod, err := attach(node, ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		return outward(l, pod)
+		if k.topology == Egress {
+			return outward(l, pod)
+		}
+		return withHost(k, node, pod), nil
 	}
+}
+
+// openRootless is `vswitch rootless run` in place of another user-mode network.
+func openRootless(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
+	node, err := l.AddNode("a")
+	if err != nil {
+		return nil, err
+	}
+	c, err := node.Rootless(ctx, "rootless", lab.RootlessConfig{Args: []string{"--interface", "eth0", "--mtu", strconv.Itoa(k.mtuBytes)}})
+	if err != nil {
+		return nil, err
+	}
+	return withHost(k, node, c.Namespace), nil
+}
+
+// withHost are the endpoints of a namespace and the host it is on, which is reached by
+// its address and not by loopback, where pasta passes bytes by without its network.
+func withHost(k networkKey, host *lab.Node, inside *lab.Namespace) *network {
+	e := endpoints{client: inside, server: host.Namespace, to: host.Underlay4}
+	if k.topology == RootlessIn {
+		e.client, e.server = e.server, e.client
+	}
+	return &network{endpoints: e}
 }
 
 // outward are the endpoints of a pod and the machine outside. The machine's own

@@ -40,6 +40,7 @@ type rootlessOptions struct {
 	publishAt             []string
 	cidr                  []string
 	upstream              []string
+	ifname                string
 	mtu, workers          int
 	hostLoopback, oneID   bool
 	verbose               bool
@@ -79,6 +80,7 @@ should this process be, and nothing is left of its network.`,
 	f.StringSliceVar(&o.publishAt, "publish-address", nil, "`ADDRS` of the host at which auto opens ports; all of them if not given")
 	f.StringSliceVar(&o.cidr, "cidr", []string{plan.DefaultIPv4.String(), plan.DefaultIPv6.String()}, "`PREFIXES` inside, one a family at most")
 	f.StringSliceVar(&o.upstream, "dns-upstream", nil, "`ADDRS` that names are asked of; the host's resolv.conf says if not given")
+	f.StringVar(&o.ifname, "interface", rootlessInterface, "`NAME` of the interface inside")
 	f.IntVar(&o.mtu, "mtu", defaultRootlessMTU, "MTU inside, in `BYTES`")
 	f.IntVar(&o.workers, "workers", min(runtime.NumCPU(), maxRootlessWorkers), "`N` threads that forward")
 	f.BoolVar(&o.hostLoopback, "host-loopback", false, "let the command reach the host's own 127.0.0.1 and ::1, at its gateway's addresses")
@@ -113,7 +115,7 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 		return c, err
 	}
 	d.Plan = plan.Plan{
-		Interface: rootlessInterface, MTUBytes: o.mtu, Queues: o.workers, MAC: randomMAC(), HostLoopback: o.hostLoopback,
+		Interface: o.ifname, MTUBytes: o.mtu, Queues: o.workers, MAC: randomMAC(), HostLoopback: o.hostLoopback,
 	}
 	if d.Plan.Nets, err = plan.NetsOf(prefixes); err != nil {
 		return c, fmt.Errorf("--cidr: %w", err)

@@ -37,6 +37,8 @@ type Namespace struct {
 	lab    *Lab
 	handle *os.File
 	nl     *netlink.Handle
+	// borrowed: a process has it, and it isn't mounted.
+	borrowed bool
 }
 
 // NewNamespace makes a namespace with nothing in it but a `lo` that is down, as
@@ -146,6 +148,9 @@ func (n *Namespace) close() error {
 	}
 	if n.handle != nil {
 		n.handle.Close()
+	}
+	if n.borrowed {
+		return nil
 	}
 	return unmount(n.Path)
 }

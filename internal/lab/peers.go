@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -187,18 +189,66 @@ func kubeProxyRules(cluster netip.Prefix, service, endpoint netip.AddrPort) []by
 	return b.Bytes()
 }
 
-// Slirp4netns makes a namespace whose way outside is slirp4netns, run on the node.
-func (n *Node) Slirp4netns(ctx context.Context, mtuBytes int) (*Namespace, error) {
-	return n.userMode(ctx, "slirp4netns", func(path string) []string {
-		return []string{"--netns-type=path", "--configure", "--disable-host-loopback", "--mtu=" + strconv.Itoa(mtuBytes), path, "eth0"}
-	})
+// UserMode says what a user-mode network is to be like.
+type UserMode struct {
+	MTUBytes int
+	// TCPPort and UDPPort of the node lead to the same ports inside; 0: none do.
+	TCPPort, UDPPort int
 }
 
-// Pasta makes a namespace whose way outside is pasta, run on the node.
-func (n *Node) Pasta(ctx context.Context, mtuBytes int) (*Namespace, error) {
+// Slirp4netns makes a namespace whose way outside is slirp4netns, run on the node.
+func (n *Node) Slirp4netns(ctx context.Context, c UserMode) (*Namespace, error) {
+	api := n.lab.path(n.Host + "-slirp4netns.sock")
+	pod, err := n.userMode(ctx, "slirp4netns", func(path string) []string {
+		return []string{"--netns-type=path", "--configure", "--disable-host-loopback", "--api-socket", api, "--mtu=" + strconv.Itoa(c.MTUBytes), path, "eth0"}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for protocol, port := range map[string]int{"tcp": c.TCPPort, "udp": c.UDPPort} {
+		if port == 0 {
+			continue
+		}
+		if err := slirpForward(api, protocol, port); err != nil {
+			return nil, err
+		}
+	}
+	return pod, nil
+}
+
+// slirpForward has slirp4netns open a port (its API socket takes one request a
+// connection, slirp4netns(1)).
+func slirpForward(api, protocol string, port int) error {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: api, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("lab: slirp4netns: %w", err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, `{"execute": "add_hostfwd", "arguments": {"proto": %q, "host_port": %[2]d, "guest_port": %[2]d}}`, protocol, port)
+	if err := conn.CloseWrite(); err != nil {
+		return fmt.Errorf("lab: slirp4netns: %w", err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !bytes.Contains(answer, []byte(`"return"`)) {
+		return fmt.Errorf("lab: slirp4netns: open %s port %d: %w: %s", protocol, port, err, answer)
+	}
+	return nil
+}
+
+// Pasta makes a namespace whose way outside is pasta, run on the node. It gets an
+// address of its own: by default pasta gives it the node's, and then the node itself
+// can't be reached from inside.
+func (n *Node) Pasta(ctx context.Context, c UserMode) (*Namespace, error) {
+	ports := func(port int) string {
+		if port == 0 {
+			return "none"
+		}
+		return strconv.Itoa(port)
+	}
 	return n.userMode(ctx, "pasta", func(path string) []string {
-		return []string{"--foreground", "--quiet", "--config-net", "--ipv4-only", "--no-map-gw", "--mtu", strconv.Itoa(mtuBytes), "--ns-ifname", "eth0", "--runas", "0:0",
-			"--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none", "--netns-only", "--netns", path}
+		return []string{"--foreground", "--quiet", "--config-net", "--ipv4-only", "--no-map-gw", "--mtu", strconv.Itoa(c.MTUBytes), "--ns-ifname", "eth0", "--runas", "0:0",
+			"--address", "10.0.2.100", "--netmask", "24", "--gateway", "10.0.2.2",
+			"--tcp-ports", ports(c.TCPPort), "--udp-ports", ports(c.UDPPort), "--tcp-ns", "none", "--udp-ns", "none", "--netns-only", "--netns", path}
 	})
 }
 

@@ -83,7 +83,7 @@ func newPublisher(cfg *Config, g hostPorts) *publisher {
 // fixed is a port that is always open.
 func (p *publisher) fixed(port Port) gateway.HostPort {
 	h := gateway.HostPort{HostPortKey: gateway.HostPortKey{
-		Pod: portName, HostIP: port.Host.Addr(), Port: port.Host.Port(), Protocol: protocolOf(port.UDP),
+		Pod: portName, HostIP: port.Host, Port: port.Port, Protocol: protocolOf(port.UDP),
 	}}
 	for _, a := range p.own {
 		h.Endpoints = append(h.Endpoints, gateway.Endpoint{Addr: a, Port: port.Inside, ID: 1})
@@ -149,7 +149,7 @@ func (p *publisher) wanted(all []sockdiag.Listener) map[gateway.HostPortKey][]ga
 	}
 	for _, port := range p.cfg.Publish.Ports { // open anyway, and they may lead elsewhere
 		for key := range want {
-			if key.Port == port.Host.Port() && key.Protocol == protocolOf(port.UDP) {
+			if key.Port == port.Port && key.Protocol == protocolOf(port.UDP) {
 				delete(want, key)
 			}
 		}

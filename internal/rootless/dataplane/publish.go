@@ -26,9 +26,10 @@ type Publish struct {
 
 // Port is one port of the host that leads to one of the namespace.
 type Port struct {
-	Host   netip.AddrPort `json:"host"` // no address: all of the host's, loopback included
-	Inside uint16         `json:"inside"`
-	UDP    bool           `json:"udp,omitempty"`
+	Host   netip.Addr `json:"host,omitzero"` // the zero value: all of the host's, loopback included
+	Port   uint16     `json:"port"`
+	Inside uint16     `json:"inside"`
+	UDP    bool       `json:"udp,omitempty"`
 }
 
 // PortRange is ports First to Last of one protocol or both.
@@ -95,12 +96,13 @@ func parsePorts(v string) ([]Port, error) {
 	}
 	var ports []Port
 	for i := 0; i <= int(last-first); i++ {
-		at := netip.AddrPortFrom(addr, first+uint16(i))
+		p := Port{Host: addr, Port: first + uint16(i), Inside: firstIn + uint16(i)}
 		if tcp {
-			ports = append(ports, Port{Host: at, Inside: firstIn + uint16(i)})
+			ports = append(ports, p)
 		}
 		if udp {
-			ports = append(ports, Port{Host: at, Inside: firstIn + uint16(i), UDP: true})
+			p.UDP = true
+			ports = append(ports, p)
 		}
 	}
 	return ports, nil
