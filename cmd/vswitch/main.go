@@ -59,6 +59,6 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddCommand(newRun(), newStore(), newApply(), newDelete(), newGet(), newCapture(), newTrace(), newHost(), newUpgrade(),
-		newInstallCNI(), newUninstallCNI(), newAttend(), newRootless(), newVersion())
+		newReady(), newInstallCNI(), newUninstallCNI(), newAttend(), newRootless(), newVersion())
 	return root
 }

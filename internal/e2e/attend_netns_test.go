@@ -15,7 +15,7 @@ import (
 // What the daemon has no privilege for is done once it is ready, not before, and again
 // when it is undone: by its restart, or by somebody who removes the files.
 func TestAttend(t *testing.T) {
-	need(t, "ping", "ip")
+	need(t, "ping", "ip", "unshare")
 	c := newNodes(t, lab.Config{})
 	a, dir := c.nodes[0], t.TempDir()
 	conf, plugin := filepath.Join(dir, "net.d/10-vswitch.conflist"), filepath.Join(dir, "bin/vswitch-cni")
@@ -41,6 +41,9 @@ func TestAttend(t *testing.T) {
 	if out, err := a.Vswitch(t.Context(), "", install...); err == nil || !strings.Contains(err.Error()+string(out), "nothing installed") {
 		t.Errorf("without a daemon: %v %s", err, out)
 	}
+	if out, err := a.Vswitch(t.Context(), "", "ready"); err == nil {
+		t.Errorf("ready without a daemon: %s", out)
+	}
 	if there(conf)() == nil {
 		t.Error("the configuration is there before the daemon is")
 	}
@@ -51,6 +54,14 @@ func TestAttend(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.eventually("the plugin is installed", there(conf, plugin))
+	if out, err := a.Vswitch(ctx, "", "ready", "--own"); err != nil {
+		t.Errorf("ready: %v %s", err, out)
+	}
+	// As from another container: its daemon is not this one.
+	elsewhere := lab.Command{Path: "unshare", Args: []string{"--pid", "--fork", program, "ready", "--own", "--socket", a.Socket()}}
+	if out, err := a.Exec(ctx, elsewhere); err == nil || !strings.Contains(err.Error()+string(out), "another container's") {
+		t.Errorf("ready from another PID namespace: %v %s", err, out)
+	}
 	a1, a2 := c.pod(0, "a1", nil), c.pod(0, "a2", nil)
 	reached := func() error {
 		if err := pingFrom(a.Namespace, a1.IP(4)); err != nil {
