@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 
 	"vswitch/internal/share"
 	"vswitch/internal/wire"
+	"vswitch/vswitch/drop"
+	"vswitch/vswitch/frame"
 )
 
 // A zero window for ever, on either side: what piles up stays within the pool, half
@@ -166,4 +169,60 @@ func TestAllowances(t *testing.T) {
 	if pool.Taken() != 0 {
 		t.Errorf("%d taken after close", pool.Taken())
 	}
+}
+
+// A Linux peer makes segments up to half of the largest window it has seen, and at a
+// large MTU waits for a window that holds one: none is announced that an allowance
+// would take back.
+func TestNoWindowShrinks(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam family) {
+		_, n := start(t, func(c *Config) { c.MTUBytes = 65535 })
+		var mu sync.Mutex
+		var windows []int // announced by the gateway, in bytes; guarded by mu
+		shift := 0
+		watch := func(f *frame.Frame, fromGateway bool) {
+			var h wire.Headers
+			if !fromGateway || wire.Parse(f.Bytes(), &h) != drop.None || h.Proto != wire.ProtoTCP {
+				return
+			}
+			segment := header.TCP(f.Bytes()[h.L4Off:])
+			mu.Lock()
+			defer mu.Unlock()
+			if segment.Flags()&header.TCPFlagSyn != 0 { // its window is not scaled (RFC 7323 section 2.2)
+				shift = header.ParseSynOptions(segment.Options(), true).WS
+				windows = append(windows, int(segment.WindowSize()))
+			} else if segment.Flags() == header.TCPFlagAck {
+				windows = append(windows, int(segment.WindowSize())<<shift)
+			}
+		}
+		n.Watch(watch)
+		defer n.Watch(nil)
+		c, err := n.Pod(fam.pod.String()).DialTCP(soon(t), hostServer(t, fam, echo))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		// A little at a time, so that what is announced is the whole window; and more than
+		// the first, which is never taken back before it is used.
+		for sent, some := 0, make([]byte, 1024); sent < 2*firstBufferBytes; sent += len(some) {
+			if _, err := c.Write(some); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, some); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		const slack = 2048 // of the netstack's own, for a segment that waits, and of the scale
+		if len(windows) < 2 {
+			t.Fatalf("%d windows were announced, want more", len(windows))
+		}
+		for _, w := range windows[1:] {
+			if w < windows[0]-slack {
+				t.Errorf("a window of %d bytes after one of %d", w, windows[0])
+				break
+			}
+		}
+	})
 }

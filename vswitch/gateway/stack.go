@@ -27,9 +27,14 @@ const (
 // Buffers of one TCP endpoint, taken only as bytes wait. Autotuning, or where a
 // connection has one its allowance, raises them towards the maximum, which carries
 // 3 Gb/s over 20 ms.
+//
+// They begin with what an allowance begins with, and never shrink before that: a Linux
+// peer makes no segment longer than half of the largest window it has seen, so one that
+// saw a larger window than there then is, at an MTU beyond it, waits for room that never
+// comes and moves a window at each probe, five a second.
 const (
 	bufferMinBytes     = 4 << 10
-	bufferDefaultBytes = 256 << 10
+	bufferDefaultBytes = firstBufferBytes
 	bufferMaxBytes     = 8 << 20
 )
 
