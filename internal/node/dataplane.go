@@ -222,6 +222,10 @@ func outsideAddrs(s *control.Service) []netip.Addr {
 // isNode reports whether a belongs to a node of the cluster. It takes no lock.
 func (d *dataplane) isNode(a netip.Addr) bool { return d.leadsTo(a, fib.Node) }
 
+// leadsOut reports whether the only way to a is by the host to the outside. It takes
+// no lock.
+func (d *dataplane) leadsOut(a netip.Addr) bool { return d.leadsTo(a, fib.Egress) }
+
 // isLocalPod reports whether a is a pod of this node. It takes no lock.
 func (d *dataplane) isLocalPod(a netip.Addr) bool { return d.leadsTo(a, fib.Port) }
 

@@ -235,7 +235,8 @@ func (n *node) startForwarding() error {
 		Routers: routers,
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
 		Allowed: n.cfg.AllowEgress, HostLoopback: n.cfg.HostLoopback,
-		DeniedTCP: slices.Concat(n.storePlaces(), n.metricsPlaces()), IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode,
+		DeniedTCP:  slices.Concat(n.storePlaces(), n.metricsPlaces()),
+		IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode, LeadsOut: n.dataplane.leadsOut,
 		Keeper: n.fds, Bind: n.bind,
 		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	}

@@ -61,8 +61,12 @@ type Config struct {
 	// IsNode reports whether a belongs to a node of the cluster. Nil: only this
 	// host's own addresses do.
 	IsNode func(a netip.Addr) bool
+	// LeadsOut reports whether the switch has no other way to a than by the gateway to
+	// the outside, as it has to outside addresses of services. Nil: to all but this
+	// host's own addresses.
+	LeadsOut func(a netip.Addr) bool
 	// Outside replaces the rule for clients whose address is kept. Nil: global
-	// unicast addresses outside Cluster, Service and nodes.
+	// unicast addresses outside Cluster, Service and nodes for which LeadsOut is true.
 	Outside func(a netip.Addr) bool
 	// HostLoopback are addresses, one a family at most, at which pods reach the
 	// host's own loopback, as slirp4netns and pasta offer it. Empty: they don't.

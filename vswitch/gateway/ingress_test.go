@@ -161,10 +161,13 @@ func TestClientAddressIsKept(t *testing.T) {
 
 func TestWhoseAddressIsKept(t *testing.T) {
 	node := netip.MustParseAddr("203.0.113.4")
+	balancer, second := netip.MustParseAddr("203.0.113.80"), netip.MustParseAddr("203.0.113.5")
 	remote4, remote6 := netip.MustParseAddr("10.244.2.9"), netip.MustParseAddr("fd00:10:244:2::9")
 	takes4, takes6 := netip.MustParseAddr("10.244.3.9"), netip.MustParseAddr("fd00:10:244:3::9") // on a node that takes clients' addresses
 	g := newTestGateway(t, func(c *Config) {
 		c.IsNode = func(a netip.Addr) bool { return a == node }
+		c.LeadsOut = func(a netip.Addr) bool { return a != balancer }
+		c.HostAddrs = func() ([]netip.Addr, error) { return []netip.Addr{node, balancer, second}, nil }
 		c.TakesIngress = func(a netip.Addr) bool { return a == takes4 || a == takes6 }
 	})
 	for _, c := range []struct {
@@ -182,6 +185,8 @@ func TestWhoseAddressIsKept(t *testing.T) {
 		{"from outside to a pod of a node that takes it, IPv6", "2001:db8:77::7", takes6, true},
 		{"from a node to a pod of another", "203.0.113.4", takes4, false},
 		{"from a node", "203.0.113.4", pod4, false},
+		{"from this host by an address that is not the node's", "203.0.113.5", pod4, true},
+		{"from this host by a load balancer's address", "203.0.113.80", pod4, false},
 		{"from a pod", "10.244.2.9", pod4, false},
 		{"from a VIP", "10.96.0.1", pod4, false},
 		{"from loopback", "127.0.0.1", pod4, false},

@@ -129,6 +129,9 @@ func (p *policy) outside(a netip.Addr) bool {
 	if p.cfg.IsNode != nil && p.cfg.IsNode(a) {
 		return false
 	}
+	if p.cfg.LeadsOut != nil {
+		return p.cfg.LeadsOut(a)
+	}
 	return !slices.Contains(p.own(), a)
 }
 
