@@ -121,7 +121,7 @@ func run(cmd *cobra.Command, scenarios []bench.Scenario, o bench.Options, settin
 		o.BinDir = filepath.Dir(self)
 	}
 	if !lab.Privileged() || lab.InUserNamespace() {
-		code, second, err := lab.EnterUserNamespace()
+		code, second, err := lab.EnterUserNamespace(lab.NewNetwork)
 		if err != nil {
 			return err
 		}

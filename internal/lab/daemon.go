@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -32,7 +34,12 @@ type RunConfig struct {
 var ready = regexp.MustCompile(`^vswitch: ready`)
 
 // Socket is the path of the daemon's API.
-func (n *Node) Socket() string { return n.lab.path(n.Host, "api.sock") }
+func (n *Node) Socket() string {
+	if n.socket != "" {
+		return n.socket
+	}
+	return n.lab.path(n.Host, "api.sock")
+}
 
 // StateDir is the daemon's --state-dir. It survives a restart.
 func (n *Node) StateDir() string { return n.lab.path(n.Host, "state") }
@@ -100,10 +107,7 @@ func (n *Node) RestartDaemon(ctx context.Context) error { return n.StartDaemon(c
 
 // StoreURL is where further nodes find this node's embedded store.
 func (n *Node) StoreURL() string {
-	if u := n.Underlay(); u.Is6() {
-		return "http://[" + u.String() + "]:2379"
-	}
-	return "http://" + n.Underlay().String() + ":2379"
+	return "http://" + netip.AddrPortFrom(n.Underlay(), cmp.Or(n.store, 2379)).String()
 }
 
 // RunCluster starts a daemon on every node given: the first with an embedded

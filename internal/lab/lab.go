@@ -83,10 +83,11 @@ type Lab struct {
 	// socket paths, and removed by Close.
 	Dir string
 
-	cfg     Config
-	nsDir   string
-	lock    *os.File // held while the lab lives; see sweep
-	spawner *spawner
+	cfg         Config
+	nsDir       string
+	lock        *os.File // held while the lab lives; see sweep
+	spawner     *spawner
+	hereSpawner *spawner // of this process's own network namespace
 
 	mu        sync.Mutex
 	spaces    []*Namespace
@@ -128,7 +129,7 @@ func (l *Lab) open() (err error) {
 	if l.lock, err = declare(l.Suffix); err != nil {
 		return err
 	}
-	l.spawner = newSpawner()
+	l.spawner, l.hereSpawner = newSpawner(), newSpawner()
 	return nil
 }
 
@@ -162,6 +163,7 @@ func (l *Lab) Close() error {
 		<-processes[i].done
 	}
 	l.spawner.stop()
+	l.hereSpawner.stop()
 	for i := len(spaces) - 1; i >= 0; i-- {
 		errs = append(errs, spaces[i].close())
 	}

@@ -383,7 +383,7 @@ func TestLabThatWasKilledIsSweptByTheNext(t *testing.T) {
 
 // userPart is a lab built by an ordinary user.
 func userPart() int {
-	code, second, err := lab.EnterUserNamespace()
+	code, second, err := lab.EnterUserNamespace(lab.NewNetwork)
 	if err != nil {
 		fmt.Println(err)
 		return 1

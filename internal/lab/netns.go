@@ -35,6 +35,7 @@ type Namespace struct {
 	Name, Path string
 
 	lab    *Lab
+	here   bool // this process's own: never entered, changed or removed
 	handle *os.File
 	nl     *netlink.Handle
 	// borrowed: a process has it, and it isn't mounted.
@@ -76,6 +77,9 @@ var errClosed = errors.New("lab: closed")
 // it reads under /proc/sys/net are the namespace's. Goroutines f starts are not
 // inside.
 func (n *Namespace) Do(f func() error) error {
+	if n.here {
+		return onThrowawayThread(f)
+	}
 	if n.handle == nil {
 		return fmt.Errorf("lab: namespace %s is closed", n.Name)
 	}
@@ -143,6 +147,9 @@ func (n *Namespace) Close() error {
 }
 
 func (n *Namespace) close() error {
+	if n.here {
+		return nil
+	}
 	if n.nl != nil {
 		n.nl.Close()
 	}

@@ -89,7 +89,11 @@ func (n *Namespace) Start(c Command) (*Process, error) {
 	if l.closed {
 		return nil, errClosed
 	}
-	if err := l.spawner.start(n, p.cmd); err != nil {
+	spawner := l.spawner
+	if n.here {
+		spawner = l.hereSpawner
+	}
+	if err := spawner.start(n, p.cmd); err != nil {
 		return nil, fmt.Errorf("lab: start %s in %s: %w", c.Name, n.Name, err)
 	}
 	l.processes = append(l.processes, p)
@@ -266,13 +270,19 @@ func newSpawner() *spawner {
 	return s
 }
 
-// start enters n, starts cmd there, and stays: the next start enters its own.
+// start enters n, starts cmd there, and stays: the next start enters its own. This
+// process's own namespace can't be entered again without privilege over it, so it
+// has a spawner that never left.
 func (s *spawner) start(n *Namespace, cmd *exec.Cmd) error {
-	if n.handle == nil {
+	if n.handle == nil && !n.here {
 		return fmt.Errorf("namespace %s is closed", n.Name)
 	}
 	errs := make(chan error, 1)
 	s.jobs <- func() {
+		if n.here {
+			errs <- cmd.Start()
+			return
+		}
 		if err := unix.Setns(int(n.handle.Fd()), unix.CLONE_NEWNET); err != nil {
 			errs <- fmt.Errorf("enter namespace: %w", err)
 			return

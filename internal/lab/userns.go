@@ -16,8 +16,8 @@ import (
 
 // An ordinary user may own network namespaces after making a user namespace.
 // A Go program can't: unshare(CLONE_NEWUSER) wants a single thread. So it runs
-// itself again, as root of a new user namespace with its own mount and network
-// namespaces and a /run of its own.
+// itself again, as root of a new user namespace with its own mount namespace, a
+// /run of its own and, if it is to, a network namespace of its own.
 
 // insideEnv tells the second run that it is one.
 const insideEnv = "VSWITCH_LAB_INSIDE"
@@ -32,13 +32,21 @@ func Privileged() bool { return os.Geteuid() == 0 }
 // InUserNamespace reports whether this is the run EnterUserNamespace started.
 func InUserNamespace() bool { return os.Getenv(insideEnv) != "" }
 
+// Network says which network namespace the second run is in.
+type Network uintptr
+
+const (
+	NewNetwork  Network = unix.CLONE_NEWNET // one of its own, empty
+	SameNetwork Network = 0                 // the first run's, over which it has no power
+)
+
 // EnterUserNamespace runs this program again, same arguments, as root of a new
 // user namespace and returns its exit code. The first run then has nothing to
 // do but exit with it. In the second run it prepares /run, and returns with
 // second true: that run is the one to go on.
 //
 // err says why a user namespace can't be had and what would allow it.
-func EnterUserNamespace() (code int, second bool, err error) {
+func EnterUserNamespace(network Network) (code int, second bool, err error) {
 	if InUserNamespace() {
 		return 0, true, privateRun()
 	}
@@ -53,7 +61,7 @@ func EnterUserNamespace() (code int, second bool, err error) {
 	c.Env = append(os.Environ(), insideEnv+"=1")
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | uintptr(network),
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
 		// Should this run be killed, the second cleans up and ends.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -16,10 +17,10 @@ import (
 )
 
 // pinger sends ICMP echo requests over a ping socket (Linux, icmp(7)): the
-// kernel chooses the identifier and gives the socket its own answers only.
+// kernel chooses the identifier and gives the socket its own answers only. It is
+// connected, so that ICMP errors are its errors.
 type pinger struct {
-	conn     *icmp.PacketConn
-	to       net.Addr
+	net.Conn
 	request  icmp.Type
 	reply    icmp.Type
 	protocol int
@@ -27,28 +28,31 @@ type pinger struct {
 }
 
 func openPing(to netip.Addr) (*pinger, error) {
-	p := &pinger{
-		to:      &net.UDPAddr{IP: to.AsSlice(), Zone: to.Zone()},
-		request: ipv4.ICMPTypeEcho, reply: ipv4.ICMPTypeEchoReply, protocol: unix.IPPROTO_ICMP,
-		in: make([]byte, 64<<10),
-	}
-	network, any := "udp4", "0.0.0.0"
-	if to.Is6() {
-		network, any = "udp6", "::"
+	p := &pinger{request: ipv4.ICMPTypeEcho, reply: ipv4.ICMPTypeEchoReply, protocol: unix.IPPROTO_ICMP, in: make([]byte, 64<<10)}
+	family, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+	if to.Is4() {
+		sa = &unix.SockaddrInet4{Addr: to.As4()}
+	} else {
+		family = unix.AF_INET6
 		p.request, p.reply, p.protocol = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, unix.IPPROTO_ICMPV6
 	}
-	conn, err := icmp.ListenPacket(network, any)
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, p.protocol)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("ping socket: %w: net.ipv4.ping_group_range keeps this group from it", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ping socket: %w", err)
 	}
-	p.conn = conn
+	f := os.NewFile(uintptr(fd), "ping")
+	defer f.Close() // FileConn has a duplicate
+	if err := unix.Connect(fd, sa); err != nil {
+		return nil, fmt.Errorf("ping %v: %w", to, err)
+	}
+	if p.Conn, err = net.FileConn(f); err != nil {
+		return nil, fmt.Errorf("ping socket: %w", err)
+	}
 	return p, nil
 }
-
-func (p *pinger) Close() error { return p.conn.Close() }
 
 func (p *pinger) echo(i uint64, size int) error {
 	payload := make([]byte, max(size, 8))
@@ -57,12 +61,12 @@ func (p *pinger) echo(i uint64, size int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.conn.WriteTo(b, p.to); err != nil {
+	if _, err := p.Write(b); err != nil {
 		return err
 	}
-	p.conn.SetReadDeadline(time.Now().Add(answerTimeout))
+	p.SetReadDeadline(time.Now().Add(answerTimeout))
 	for {
-		n, _, err := p.conn.ReadFrom(p.in)
+		n, err := p.Read(p.in)
 		if err != nil {
 			return timeout(err)
 		}
