@@ -38,8 +38,8 @@ build: ## static binaries into bin/
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES:%=./cmd/%)
 
 .PHONY: demo
-demo: build ## two nodes, pods and all kinds of traffic; KEEP=1 leaves them up
-	@bin/vswitch-demo $(if $(filter-out 0,$(KEEP)),--keep)
+demo: build ## two nodes, pods and all kinds of traffic; KEEP=1 leaves them up, ROOTLESS=1 is an ordinary user's
+	@bin/vswitch-demo $(if $(filter-out 0,$(KEEP)),--keep) $(if $(filter-out 0,$(ROOTLESS)),--rootless)
 
 .PHONY: test
 test: test-deps build ## everything in its short form: unit, fuzz seeds, race, namespaces, end to end

@@ -39,17 +39,32 @@ type Result struct{ Passed, Failed int }
 // Run builds the network, sends the traffic, prints a row for each, and removes
 // everything again. The error is for what keeps the rows from being measured; a
 // row that fails is counted in the Result.
-func Run(ctx context.Context, cfg Config) (r Result, err error) {
+func Run(ctx context.Context, cfg Config) (Result, error) {
+	fmt.Fprintln(cfg.Out, "Building two nodes, an underlay and a machine outside")
+	return run(ctx, cfg, build)
+}
+
+// check finds out early what would stop a demo.
+func (cfg *Config) check() error {
 	for _, name := range []string{"vswitch", "vswitch-cni"} {
 		if _, err := os.Stat(filepath.Join(cfg.BinDir, name)); err != nil {
-			return r, fmt.Errorf("demo: %w: run `make build` first", err)
+			return fmt.Errorf("demo: %w: run `make build` first", err)
 		}
 	}
-	if err := lab.CheckTun(); err != nil {
+	return lab.CheckTun()
+}
+
+func (cfg *Config) newLab() (*lab.Lab, error) {
+	step := func(format string, args ...any) { fmt.Fprintf(cfg.Out, "  "+format+"\n", args...) }
+	return lab.New(lab.Config{BinDir: cfg.BinDir, Logf: step})
+}
+
+// run sends the traffic of a network in a lab of its own.
+func run(ctx context.Context, cfg Config, build func(context.Context, *lab.Lab, string) (*network, error)) (r Result, err error) {
+	if err := cfg.check(); err != nil {
 		return r, err
 	}
-	step := func(format string, args ...any) { fmt.Fprintf(cfg.Out, "  "+format+"\n", args...) }
-	l, err := lab.New(lab.Config{BinDir: cfg.BinDir, Logf: step})
+	l, err := cfg.newLab()
 	if err != nil {
 		return r, err
 	}
@@ -57,7 +72,6 @@ func Run(ctx context.Context, cfg Config) (r Result, err error) {
 
 	working, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the demo took longer than %v", timeout))
 	defer cancel()
-	fmt.Fprintln(cfg.Out, "Building two nodes, an underlay and a machine outside")
 	n, err := build(working, l, cfg.Self)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -96,15 +110,25 @@ func (n *network) explain(w io.Writer) {
 	for _, p := range n.pods() {
 		fmt.Fprintf(w, "  %-8s %-16s %-24s %s\n", p.Spec.Name, p.IPv4, p.IPv6, enter(p.Namespace))
 	}
-	for _, m := range []*lab.Node{n.a, n.b, n.outside} {
-		fmt.Fprintf(w, "  %-8s %-16s %-24s %s\n", m.Host, m.Underlay4, m.Underlay6, enter(m.Namespace))
+	for _, m := range []struct {
+		name      string
+		addrs     dual
+		namespace *lab.Namespace
+	}{
+		{"a", dual{n.a.Underlay4, n.a.Underlay6}, n.a.Namespace}, {"b", dual{n.b.Underlay4, n.b.Underlay6}, n.b.Namespace},
+		{"outside", n.stranger, n.outside},
+	} {
+		if m.namespace.IsHere() {
+			continue // where the reader is
+		}
+		fmt.Fprintf(w, "  %-8s %-16s %-24s %s\n", m.name, m.addrs.v4, m.addrs.v6, enter(m.namespace))
 	}
 	fmt.Fprintf(w, "\nTo ask a node:\n")
 	for _, m := range []*lab.Node{n.a, n.b} {
 		fmt.Fprintf(w, "  %s/vswitch get pods --socket %s\n", filepath.Dir(n.self), m.Socket())
 	}
 	fmt.Fprintf(w, "\nIn each pod `web-...` a server answers on port %d, behind the service at %s and %s, port %d, and on ports %[4]d and %[5]d of both nodes; pods find it as web.default.svc.cluster.local.\nPress ^C to remove it all.\n",
-		serverPort, service4, service6, servicePort, nodePort)
+		serverPort, service4, service6, servicePort, n.nodePort)
 }
 
 // table writes aligned columns as they come.

@@ -2,6 +2,7 @@ package demo_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -48,6 +49,16 @@ func TestDemoPassesAsRoot(t *testing.T) {
 }
 
 func TestDemoPassesAsAnOrdinaryUser(t *testing.T) {
+	out, err := asUser(t).CombinedOutput()
+	check(t, string(out), err)
+}
+
+// ordinaryUser owns nothing on this machine.
+const ordinaryUser = 65534
+
+// asUser is the demo as an ordinary user runs it who may open the TUN device.
+func asUser(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
 	labtest.NeedRoot(t) // to become one, and to open the TUN device to it
 	if _, err := os.Stat(lab.TunDevice); err != nil {
 		t.Skipf("no TUN device on this machine: %v", err)
@@ -70,9 +81,9 @@ func TestDemoPassesAsAnOrdinaryUser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	script := `mount --bind "$0/tun" /dev/net/tun && cd / && exec setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/ TMPDIR=/tmp "$0/vswitch-demo"`
-	out, err := exec.Command("unshare", "-m", "sh", "-c", script, dir).CombinedOutput()
-	check(t, string(out), err)
+	script := fmt.Sprintf(`mount --bind "$0/tun" /dev/net/tun && cd / &&
+exec setpriv --reuid=%[1]d --regid=%[1]d --clear-groups --bounding-set=-all env HOME=/ TMPDIR=/tmp "$0/vswitch-demo" "$@"`, ordinaryUser)
+	return exec.Command("unshare", append([]string{"-m", "sh", "-c", script, dir}, args...)...)
 }
 
 func copyFile(to, from string) error {

@@ -15,9 +15,9 @@ import (
 
 // The network:
 //
-//	node a: pods client and web-a      node b: pod web-b      outside
-//	    |                                  |                     |
-//	    +------------------ underlay ------+---------------------+
+//	node a: pods client and web-a      node b: pods visitor and web-b      outside
+//	    |                                  |                                   |
+//	    +------------------ underlay ------+-----------------------------------+
 //
 // web-a, web-b and the machine outside run a server; the service web stands for
 // the first two.
@@ -34,7 +34,8 @@ var (
 )
 
 // serviceYAML is what a user would apply; the endpoints follow from the labels.
-var serviceYAML = fmt.Sprintf(`apiVersion: v1
+func serviceYAML(nodePort uint16) string {
+	return fmt.Sprintf(`apiVersion: v1
 kind: Service
 metadata:
   name: web
@@ -50,19 +51,43 @@ spec:
   - {name: tcp, protocol: TCP, port: %[3]d, targetPort: %[4]d, nodePort: %[5]d}
   - {name: udp, protocol: UDP, port: %[3]d, targetPort: %[4]d, nodePort: %[5]d}
 `, service4, service6, servicePort, serverPort, nodePort)
-
-type network struct {
-	self               string
-	a, b, outside      *lab.Node
-	client, webA, webB *lab.Pod
 }
 
-func (n *network) pods() []*lab.Pod { return []*lab.Pod{n.client, n.webA, n.webB} }
+// dual is an address of each family; one that is not valid is not there.
+type dual struct{ v4, v6 netip.Addr }
+
+func (d dual) list() []netip.Addr {
+	var as []netip.Addr
+	for _, a := range []netip.Addr{d.v4, d.v6} {
+		if a.IsValid() {
+			as = append(as, a)
+		}
+	}
+	return as
+}
+
+type network struct {
+	self                        string
+	a, b                        *lab.Node
+	outside                     *lab.Namespace
+	client, webA, visitor, webB *lab.Pod
+
+	door      dual   // where node ports are open
+	nodePort  uint16 // which
+	balancer  dual   // the load balancer's addresses
+	stranger  dual   // the machine outside, as a client
+	world     dual   // and as a server
+	worldPort uint16
+	egress    dual // whom a server outside takes pods for
+	noEcho    bool // the nodes' host lets nobody ping: pods are told
+}
+
+func (n *network) pods() []*lab.Pod { return []*lab.Pod{n.client, n.webA, n.visitor, n.webB} }
 
 // build makes the network and returns once every server listens and the
 // service is applied.
 func build(ctx context.Context, l *lab.Lab, self string) (*network, error) {
-	n := &network{self: self}
+	n := &network{self: self, nodePort: nodePort, world: dual{lab.World4, lab.World6}, worldPort: serverPort}
 	var err error
 	if n.a, err = l.AddNode("a"); err != nil {
 		return nil, err
@@ -70,12 +95,23 @@ func build(ctx context.Context, l *lab.Lab, self string) (*network, error) {
 	if n.b, err = l.AddNode("b"); err != nil {
 		return nil, err
 	}
-	if n.outside, err = l.Outside(); err != nil {
+	outside, err := l.Outside()
+	if err != nil {
 		return nil, err
 	}
+	n.outside = outside.Namespace
+	n.door = dual{n.a.Underlay4, n.a.Underlay6}
+	n.egress = n.door
+	n.balancer = dual{v4: n.a.Underlay4} // without --lb-cidr, where the nodes' tunnels are
+	n.stranger = dual{outside.Underlay4, outside.Underlay6}
 	if err := lab.RunCluster(ctx, []*lab.Node{n.a, n.b}); err != nil {
 		return nil, err
 	}
+	return n, n.populate(ctx)
+}
+
+// populate makes the pods, starts the servers and applies the service.
+func (n *network) populate(ctx context.Context) (err error) {
 	web := map[string]string{"app": "web"}
 	for _, p := range []struct {
 		pod  **lab.Pod
@@ -84,23 +120,24 @@ func build(ctx context.Context, l *lab.Lab, self string) (*network, error) {
 	}{
 		{&n.client, n.a, lab.PodSpec{Name: "client"}},
 		{&n.webA, n.a, lab.PodSpec{Name: "web-a", Labels: web}},
+		{&n.visitor, n.b, lab.PodSpec{Name: "visitor"}},
 		{&n.webB, n.b, lab.PodSpec{Name: "web-b", Labels: web}},
 	} {
 		if *p.pod, err = p.node.AddPod(ctx, p.spec); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	var world []string
+	for _, a := range n.world.list() {
+		world = append(world, netip.AddrPortFrom(a, n.worldPort).String())
+	}
 	any := ":" + strconv.Itoa(serverPort)
-	err = errors.Join(
+	return errors.Join(
 		n.serve(ctx, n.webA.Namespace, "web-a", any),
 		n.serve(ctx, n.webB.Namespace, "web-b", any),
-		n.serve(ctx, n.outside.Namespace, "outside", at(lab.World4), at(lab.World6)),
-		n.a.Apply(ctx, serviceYAML))
-	return n, err
+		n.serve(ctx, n.outside, "outside", world...),
+		n.a.Apply(ctx, serviceYAML(n.nodePort)))
 }
-
-// at is a server's address.
-func at(a netip.Addr) string { return netip.AddrPortFrom(a, serverPort).String() }
 
 var listening = regexp.MustCompile("^" + traffic.ReadyLine)
 

@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vswitch/internal/lab"
 	"vswitch/internal/traffic"
@@ -37,18 +40,17 @@ type row struct {
 	reaches []string
 	// seen says whom a server must have taken the client for; nil: not asked.
 	seen map[string]netip.Addr
+	// refused: the way is closed, and the client must be told so at once.
+	refused bool
 }
 
 // rows are all paths, in the order of the design's table of traffic.
 func (n *network) rows() []row {
 	var rows []row
-	each := func(path string, from *lab.Namespace, to4, to6 netip.AddrPort, protocols []traffic.Protocol, more func(*row)) {
+	each := func(path string, from *lab.Namespace, to dual, port uint16, protocols []traffic.Protocol, more func(*row)) {
 		for _, protocol := range protocols {
-			for _, to := range []netip.AddrPort{to4, to6} {
-				if !to.IsValid() {
-					continue
-				}
-				r := row{path: path, from: from, to: to, protocol: protocol}
+			for _, a := range to.list() {
+				r := row{path: path, from: from, to: netip.AddrPortFrom(a, port), protocol: protocol}
 				if more != nil {
 					more(&r)
 				}
@@ -56,44 +58,41 @@ func (n *network) rows() []row {
 			}
 		}
 	}
-	server := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, serverPort) }
 	all := []traffic.Protocol{traffic.TCP, traffic.UDP, traffic.Ping}
 	streams := []traffic.Protocol{traffic.TCP, traffic.UDP}
 	client := n.client.Namespace
 
 	// A pod's containers share its namespace: here two processes, over lo.
-	each("container to container", n.webA.Namespace, server(netip.MustParseAddr("127.0.0.1")), server(netip.IPv6Loopback()),
-		all[:1], nil)
-	each("pod to pod, same node", client, server(n.webA.IPv4), server(n.webA.IPv6), all, n.fromClient("web-a"))
-	each("pod to pod, across nodes", client, server(n.webB.IPv4), server(n.webB.IPv6), all, n.fromClient("web-b"))
-	each("pod to ClusterIP", client, netip.AddrPortFrom(service4, servicePort), netip.AddrPortFrom(service6, servicePort),
-		streams, n.fromClient("web-a", "web-b"))
-	each("pod to service name", client, netip.AddrPortFrom(service4, servicePort), netip.AddrPortFrom(service6, servicePort),
-		streams[:1], func(r *row) {
-			n.fromClient("web-a", "web-b")(r)
-			r.name = "web.default.svc.cluster.local"
-		})
+	each("container to container", n.webA.Namespace, dual{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, serverPort, all[:1], nil)
+	each("pod to pod, same node", client, addrs(n.webA), serverPort, all, seenAs(n.client, "web-a"))
+	each("pod to pod, across nodes", client, addrs(n.webB), serverPort, all, seenAs(n.client, "web-b"))
+	service := dual{service4, service6}
+	each("pod to ClusterIP", client, service, servicePort, streams, seenAs(n.client, "web-a", "web-b"))
+	each("pod to service name", n.visitor.Namespace, service, servicePort, streams[:1], func(r *row) {
+		seenAs(n.visitor, "web-a", "web-b")(r)
+		r.name = "web.default.svc.cluster.local"
+	})
 	// The client's own address is promised, on whichever node the endpoint is.
 	fromOutside := func(r *row) {
 		r.reaches = []string{"web-a", "web-b"}
-		outside := ofFamily(r, n.outside.Underlay4, n.outside.Underlay6)
+		outside := n.stranger.like(r.to.Addr())
 		r.seen = map[string]netip.Addr{"web-a": outside, "web-b": outside}
 	}
-	each("outside to NodePort", n.outside.Namespace, netip.AddrPortFrom(n.a.Underlay4, nodePort), netip.AddrPortFrom(n.a.Underlay6, nodePort),
-		streams, fromOutside)
-	each("outside to LoadBalancer", n.outside.Namespace, netip.AddrPortFrom(n.a.Underlay4, servicePort), netip.AddrPort{},
-		streams, fromOutside) // without --lb-cidr it has the addresses of the nodes' tunnels: IPv4 here
-	each("pod to outside", client, server(lab.World4), server(lab.World6), all, func(r *row) {
-		if r.protocol != traffic.Ping {
+	each("outside to NodePort", n.outside, n.door, n.nodePort, streams, fromOutside)
+	each("outside to LoadBalancer", n.outside, n.balancer, servicePort, streams, fromOutside)
+	each("pod to outside", client, n.world, n.worldPort, all, func(r *row) {
+		if r.refused = r.protocol == traffic.Ping && n.noEcho; r.protocol != traffic.Ping {
 			r.reaches = []string{"outside"}
-			r.seen = map[string]netip.Addr{"outside": ofFamily(r, n.a.Underlay4, n.a.Underlay6)}
+			r.seen = map[string]netip.Addr{"outside": n.egress.like(r.to.Addr())}
 		}
 	})
 	return rows
 }
 
-// fromClient demands that the servers named all answer, and see the client pod's own address.
-func (n *network) fromClient(servers ...string) func(*row) {
+func addrs(p *lab.Pod) dual { return dual{p.IPv4, p.IPv6} }
+
+// seenAs demands that the servers named all answer, and see a pod's own address.
+func seenAs(pod *lab.Pod, servers ...string) func(*row) {
 	return func(r *row) {
 		if r.protocol == traffic.Ping {
 			return // an echo reply names nobody
@@ -101,16 +100,17 @@ func (n *network) fromClient(servers ...string) func(*row) {
 		r.reaches = servers
 		r.seen = map[string]netip.Addr{}
 		for _, s := range servers {
-			r.seen[s] = ofFamily(r, n.client.IPv4, n.client.IPv6)
+			r.seen[s] = addrs(pod).like(r.to.Addr())
 		}
 	}
 }
 
-func ofFamily(r *row, v4, v6 netip.Addr) netip.Addr {
-	if r.to.Addr().Is6() {
-		return v6
+// like is the address of a's family.
+func (d dual) like(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return d.v6
 	}
-	return v4
+	return d.v4
 }
 
 // send measures every row and prints it.
@@ -145,6 +145,10 @@ func (r *row) family() string {
 
 // measure runs the row's client processes and returns its columns.
 func (n *network) measure(ctx context.Context, r row) (latency, throughput, note string, err error) {
+	if r.refused {
+		note, err = n.refusal(ctx, r)
+		return "", "", note, err
+	}
 	rtt, err := n.load(ctx, r, "rtt", "--count", fmt.Sprint(roundTrips), "--first-contact", firstContact.String())
 	if err != nil {
 		return "", "", "", err
@@ -174,6 +178,21 @@ func (n *network) measure(ctx context.Context, r row) (latency, throughput, note
 	}
 	said, err := r.judge(who)
 	return latency, throughput, strings.Join(append(notes, said), "; "), err
+}
+
+// refusal demands that a ping is answered by an ICMP error at once, with the words of
+// the client's kernel for it.
+func (n *network) refusal(ctx context.Context, r row) (string, error) {
+	_, err := n.load(ctx, r, "rtt", "--count", "1")
+	if err == nil {
+		return "", errors.New("an answer came, though this host lets nobody ping")
+	}
+	for _, said := range []error{unix.EHOSTUNREACH, unix.EACCES} { // of IPv4, of IPv6 (icmp_err_convert, icmpv6_err_convert)
+		if strings.Contains(err.Error(), said.Error()) {
+			return fmt.Sprintf("net.ipv4.ping_group_range forbids it: the pod is told %q", said), nil
+		}
+	}
+	return "", err
 }
 
 // judge checks who answered, and puts it in words.
