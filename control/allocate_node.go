@@ -96,7 +96,7 @@ func AllocateNodeCIDRs(existing []*corev1.Node, c Claim) ([]netip.Prefix, error)
 	var taken bart.Table[string]
 	want := c.PodCIDRs
 	for _, n := range existing {
-		prefixes, err := nodePrefixes(n)
+		prefixes, err := NodePrefixes(n)
 		if n.Name == c.Node {
 			if err == nil && len(want) == 0 {
 				want = prefixes
@@ -141,7 +141,7 @@ func CheckNode(existing []*corev1.Node, n *corev1.Node, serviceCIDRs []netip.Pre
 	if n.Annotations[AnnotationInstance] != "" {
 		return invalidField(n, "metadata.annotations["+AnnotationInstance+"]", "a node that has it writes its record itself")
 	}
-	prefixes, err := nodePrefixes(n)
+	prefixes, err := NodePrefixes(n)
 	if err != nil {
 		return invalidField(n, "", "%v", err)
 	}
@@ -156,7 +156,7 @@ func CheckNode(existing []*corev1.Node, n *corev1.Node, serviceCIDRs []netip.Pre
 			}
 			continue
 		}
-		others, _ := nodePrefixes(other)
+		others, _ := NodePrefixes(other)
 		for _, p := range others {
 			taken.Insert(p, "Node "+other.Name)
 		}

@@ -26,9 +26,9 @@ func NodeAnnotations() []string {
 	}
 }
 
-// labelProxyName is on a service that is another proxy's than the cluster's own
+// LabelProxyName is on a service that is another proxy's than the cluster's own
 // (Kubernetes' pkg/proxy/apis/well_known_labels.go).
-const labelProxyName = "service.kubernetes.io/service-proxy-name"
+const LabelProxyName = "service.kubernetes.io/service-proxy-name"
 
 // Annotations a user writes on a Service.
 const (

@@ -55,7 +55,7 @@ func (o *Objects) compileService(e *serviceEntry) []*Service {
 // othersToServe reports whether a label says that a service is not for the cluster's
 // proxy: it has a name in DNS, and its addresses are somebody else's business.
 func othersToServe(s *corev1.Service) bool {
-	_, proxy := s.Labels[labelProxyName]
+	_, proxy := s.Labels[LabelProxyName]
 	_, headless := s.Labels[corev1.IsHeadlessService]
 	return proxy || headless
 }

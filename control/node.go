@@ -84,7 +84,7 @@ func viewNode(n *corev1.Node) (nodeView, error) {
 		v.notReady = v.notReady || c.Type == corev1.NodeReady && (c.Status == corev1.ConditionFalse || c.Status == corev1.ConditionUnknown)
 	}
 	var err error
-	if v.prefixes, err = nodePrefixes(n); err != nil {
+	if v.prefixes, err = NodePrefixes(n); err != nil {
 		return v, err
 	}
 	switch {
@@ -96,7 +96,8 @@ func viewNode(n *corev1.Node) (nodeView, error) {
 	return v, err
 }
 
-func nodePrefixes(n *corev1.Node) ([]netip.Prefix, error) {
+// NodePrefixes are the pod prefixes of a node, sorted. The error names the field.
+func NodePrefixes(n *corev1.Node) ([]netip.Prefix, error) {
 	cidrs := n.Spec.PodCIDRs
 	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
 		cidrs = []string{n.Spec.PodCIDR}

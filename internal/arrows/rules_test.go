@@ -67,6 +67,7 @@ var only = []struct {
 	{from: "vswitch/drop", why: "everything may name a reason"},
 	{from: "vswitch/frame", to: []string{"vswitch/drop"}, why: "the unit that everything moves"},
 	{from: "internal/account", why: "daemon, clients and plugin find each other by it"},
+	{from: "control/kube", to: []string{"control"}, why: "it brings objects and writes a node's facts: what they mean is control's"},
 	{from: "control/api/v1", to: []string{"internal/account"}, why: "generated, and the plugin imports it"},
 	{
 		from: "cni/...", to: []string{"control/api/v1", "tap", "internal/fdpass", "internal/netif", "vswitch/frame", "cni/..."},
@@ -118,6 +119,7 @@ var importers = []struct {
 	{to: "internal/wiretest", why: "for tests"},
 	{to: "internal/offload/offloadtest", why: "for tests"},
 	{to: "tunnel/netnstest", why: "for tests"},
+	{to: "control/kube/kubetest", why: "for tests"},
 }
 
 func match(pattern, p string) bool {

@@ -51,6 +51,10 @@ type Config struct {
 
 // Store says where the cluster's state is kept.
 type Store struct {
+	Kubernetes bool   // it is Kubernetes' API server; then nothing of an etcd below is given
+	Kubeconfig string // file that says where that is and who asks; empty: a pod's service account
+	APIServer  string // its URL, in the place of the one that either says
+
 	URLs         []string // of an external etcd; none: embedded
 	ListenClient string   // the embedded store's client URL for further nodes; empty: none
 	CA           string   // PEM files
@@ -72,7 +76,7 @@ type DNS struct {
 }
 
 // Embedded reports whether this node runs the store itself.
-func (s *Store) Embedded() bool { return len(s.URLs) == 0 }
+func (s *Store) Embedded() bool { return !s.Kubernetes && len(s.URLs) == 0 }
 
 // InTheClear are the URLs whose traffic leaves the host without TLS.
 func (s *Store) InTheClear() []string {
@@ -241,6 +245,16 @@ func (c *Config) validateUnderlay() error {
 
 func (c *Config) validateStore() error {
 	s := &c.Store
+	if !s.Kubernetes && s.Kubeconfig+s.APIServer != "" {
+		given := "kubeconfig " + s.Kubeconfig
+		if s.Kubeconfig == "" {
+			given = "apiserver " + s.APIServer
+		}
+		return fmt.Errorf("--%s: this is for Kubernetes' API server; want --store kubernetes with it", given)
+	}
+	if s.Kubernetes && len(c.LBCIDR) > 0 {
+		return fmt.Errorf("--lb-cidr %s: in Kubernetes a cloud's controller gives load balancers their addresses; want none with --store kubernetes", join(c.LBCIDR))
+	}
 	if (s.Cert == "") != (s.Key == "") {
 		given, missing := "store-cert "+s.Cert, "store-key"
 		if s.Cert == "" {
@@ -293,7 +307,10 @@ func (c *Config) validatePaths() error {
 
 // String is the store in the form of the flag.
 func (s *Store) String() string {
-	if s.Embedded() {
+	switch {
+	case s.Kubernetes:
+		return "kubernetes"
+	case s.Embedded():
 		return "embedded"
 	}
 	return "etcd=" + strings.Join(s.URLs, ",")

@@ -73,6 +73,19 @@ func TestRunAloneIsComplete(t *testing.T) {
 	}
 }
 
+// A cluster of Kubernetes' has a DNS service: the node answers only if it is told to.
+func TestTheNodesDNSInKubernetes(t *testing.T) {
+	for args, want := range map[string]string{"--store=kubernetes": "", "--store=kubernetes --dns-address=10.96.0.10": "10.96.0.10", "": "10.96.0.10,fd00:10:96::a"} {
+		c, err := load(t, sources{args: strings.Fields(args)}, lab{"a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := join(c.DNS.Addrs); got != want {
+			t.Errorf("%q: DNS at %q, want %q", args, got, want)
+		}
+	}
+}
+
 // TestEverySettingFromEverySource gives each setting by flag, environment and
 // file, and looks at the field.
 func TestEverySettingFromEverySource(t *testing.T) {
@@ -87,6 +100,8 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "udp-port", value: "4789", got: func(c *Config) any { return c.UDPPort }, want: uint16(4789)},
 		{name: "store", value: "etcd=https://192.0.2.9:2379,http://etcd.example:2379", got: func(c *Config) any { return c.Store.String() },
 			want: "etcd=https://192.0.2.9:2379,http://etcd.example:2379"},
+		{name: "kubeconfig", value: "/tmp/kubeconfig", with: []string{"--store=kubernetes"}, got: func(c *Config) any { return c.Store.Kubeconfig }, want: "/tmp/kubeconfig"},
+		{name: "apiserver", value: "https://192.0.2.9:6443", with: []string{"--store=kubernetes"}, got: func(c *Config) any { return c.Store.APIServer }, want: "https://192.0.2.9:6443"},
 		{name: "cluster-cidr", value: "10.1.0.0/16,2001:db8:1::/48", with: []string{"--node-cidr-size-v6=64"},
 			got: func(c *Config) any { return join(c.ClusterCIDR) }, want: "10.1.0.0/16,2001:db8:1::/48"},
 		{name: "service-cidr", value: "10.2.0.0/20", got: func(c *Config) any { return join(c.ServiceCIDR) }, want: "10.2.0.0/20"},
@@ -169,7 +184,9 @@ func TestBadValues(t *testing.T) {
 		{"udp-port zero", []string{"--udp-port=0"}, []string{"--udp-port", `"0"`, "1 to 65535"}},
 		{"udp-port too high", []string{"--udp-port=65536"}, []string{"--udp-port", `"65536"`, "1 to 65535"}},
 		{"udp-port a word", []string{"--udp-port=vxlan"}, []string{"--udp-port", `"vxlan"`, "1 to 65535"}},
-		{"store unknown", []string{"--store=consul"}, []string{"--store", `"consul"`, "want embedded, or etcd=URL"}},
+		{"an API server of another store", []string{"--apiserver=https://192.0.2.9:6443"}, []string{"--apiserver https://192.0.2.9:6443", "want --store kubernetes"}},
+		{"load balancers of a cloud's", []string{"--store=kubernetes", "--lb-cidr=198.51.100.0/24"}, []string{"--lb-cidr 198.51.100.0/24", "want none with --store kubernetes"}},
+		{"store unknown", []string{"--store=consul"}, []string{"--store", `"consul"`, "want embedded, kubernetes, or etcd=URL"}},
 		{"store without URL", []string{"--store=etcd="}, []string{"--store", `"etcd="`, "etcd=URL"}},
 		{"store URL without port", []string{"--store=etcd=http://192.0.2.1"}, []string{"--store", "http://192.0.2.1", "etcd=URL"}},
 		{"store URL of another scheme", []string{"--store=etcd=ftp://192.0.2.1:1"}, []string{"--store", "ftp://192.0.2.1:1", "etcd=URL"}},

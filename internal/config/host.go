@@ -38,7 +38,7 @@ func (c *Config) fill(h host) error {
 		a, note := h.underlay()
 		c.Underlay, c.UnderlayNote = []netip.Addr{a}, note
 	}
-	if c.DNS.Addrs == nil {
+	if c.DNS.Addrs == nil && !c.Store.Kubernetes { // a cluster of Kubernetes' has a DNS of its own
 		c.DNS.Addrs = dnsAddrs(c.ServiceCIDR)
 	}
 	if c.SocketPath == "" {

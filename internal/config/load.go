@@ -53,7 +53,9 @@ func (l *Loader) register() {
 	add("underlay", value[[]netip.Addr]{&c.Underlay, "ADDR[,ADDR]", parseUnderlay, join[netip.Addr]}, "`ADDR[,ADDR]` at which other nodes reach this one, one a family (default: that of the default route)")
 	add("udp-port", value[uint16]{&c.UDPPort, "PORT", parseUDPPort, formatUDPPort}, "first UDP `PORT` of the tunnel, or auto: ports that are free, kept from then on (default: 8472 for root, auto for an ordinary user)")
 	fs.Lookup("udp-port").DefValue = ""
-	add("store", value[[]string]{&c.Store.URLs, "STORE", parseStore, func([]string) string { return c.Store.String() }}, "cluster `STORE`: embedded, or etcd=URL[,URL...]")
+	add("store", storeFlag{&c.Store}, "cluster `STORE`: embedded, kubernetes, or etcd=URL[,URL...]")
+	add("kubeconfig", value[string]{&c.Store.Kubeconfig, "FILE", parsePath, same}, "`FILE` that says where Kubernetes' API server is and who asks (default: a pod's service account)")
+	add("apiserver", value[string]{&c.Store.APIServer, "URL", parseURL, same}, "`URL` of Kubernetes' API server in the place of the one that is known otherwise, which for a pod is a service address that vswitch itself provides")
 	add("cluster-cidr", value[[]netip.Prefix]{&c.ClusterCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of all pods, one a family")
 	add("service-cidr", value[[]netip.Prefix]{&c.ServiceCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of service addresses, one a family")
 	add("lb-cidr", value[[]netip.Prefix]{&c.LBCIDR, "CIDR[,CIDR]", parsePrefixes, join[netip.Prefix]}, "`CIDR[,CIDR]` of the addresses that LoadBalancer services get, one a family, the same on every node (default: they are served at the nodes' addresses)")
@@ -124,7 +126,7 @@ func (l *Loader) Load(environ func(string) (string, bool)) (Config, error) {
 // ours tells this package's flags from those of the command library (help).
 func ours(f *pflag.Flag) bool {
 	switch f.Value.(type) {
-	case value[string], value[[]string], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
+	case storeFlag, value[string], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
 		return true
 	}
 	return false

@@ -140,23 +140,32 @@ func parsePrefixes(s string) ([]netip.Prefix, error) {
 	}, func(p netip.Prefix) bool { return p.Addr().Is4() })
 }
 
-func parseStore(s string) ([]string, error) {
-	const want = "embedded, or etcd=URL[,URL...] with http or https URLs such as https://192.0.2.1:2379"
-	if s == "embedded" {
-		return nil, nil
+// storeFlag is --store: it says which of the three a Store is.
+type storeFlag struct{ *Store }
+
+const wantStore = "embedded, kubernetes, or etcd=URL[,URL...] with http or https URLs such as https://192.0.2.1:2379"
+
+// Set implements pflag.Value.
+func (f storeFlag) Set(s string) error {
+	list, isEtcd := strings.CutPrefix(s, "etcd=")
+	if !isEtcd && s != "embedded" && s != "kubernetes" {
+		return errors.New("want " + wantStore)
 	}
-	list, ok := strings.CutPrefix(s, "etcd=")
-	if !ok {
-		return nil, errors.New("want " + want)
+	var urls []string
+	if isEtcd {
+		urls = strings.Split(list, ",")
 	}
-	urls := strings.Split(list, ",")
 	for _, u := range urls {
 		if _, err := parseURL(u); err != nil {
-			return nil, fmt.Errorf("%q: want %s", u, want)
+			return fmt.Errorf("%q: want %s", u, wantStore)
 		}
 	}
-	return urls, nil
+	f.Kubernetes, f.URLs = s == "kubernetes", urls
+	return nil
 }
+
+// Type implements pflag.Value.
+func (storeFlag) Type() string { return "STORE" }
 
 // parseURL reads http[s]://HOST:PORT.
 func parseURL(s string) (string, error) {

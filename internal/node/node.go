@@ -132,7 +132,7 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), cfg.Workers+2))
 
 	for _, step := range []func() error{
-		n.openKeeper, n.openState, n.openTables, n.openTunnel, n.openStore, n.openController,
+		n.openKeeper, n.openState, n.openTables, n.openTunnel, n.openController, n.openStore,
 		n.openMetrics, n.openAttachments, n.openAPI, n.serveHealth, n.holdClaim, n.startForwarding, n.startControl, n.servePods,
 	} {
 		if err := step(); err != nil {

@@ -66,7 +66,7 @@ func (n *node) openController() error {
 		Self: control.Self{
 			Node: n.cfg.Node, Underlays: n.cfg.Underlay, Zone: n.cfg.Zone,
 			ClusterCIDRs: n.cfg.ClusterCIDR, ServiceCIDRs: n.cfg.ServiceCIDR,
-			LoadBalancerCIDRs: n.cfg.LBCIDR, NodesBalance: true, AllowExternalIPs: n.cfg.ExternalIPs,
+			LoadBalancerCIDRs: n.cfg.LBCIDR, NodesBalance: !n.cfg.Store.Kubernetes, Kubernetes: n.cfg.Store.Kubernetes, AllowExternalIPs: n.cfg.ExternalIPs,
 			IsNameServer: n.isNameServer,
 		},
 		Dataplane: n.dataplane,

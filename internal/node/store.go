@@ -8,6 +8,7 @@ import (
 	"vswitch/control"
 	"vswitch/control/embedded"
 	"vswitch/control/etcd"
+	"vswitch/control/kube"
 	"vswitch/internal/attach"
 	"vswitch/internal/nodeapi"
 )
@@ -29,9 +30,35 @@ type controlPlane interface {
 	Run(ctx context.Context, sink control.Sink) error
 }
 
-var _ controlPlane = (*etcd.Store)(nil)
+var (
+	_ controlPlane = (*etcd.Store)(nil)
+	_ controlPlane = (*kube.Source)(nil)
+)
 
+// openStore opens the control plane. It comes after the controller, which knows what
+// there was before.
 func (n *node) openStore() error {
+	if n.cfg.Store.Kubernetes {
+		return n.openKubernetes()
+	}
+	return n.openEtcd()
+}
+
+func (n *node) openKubernetes() error {
+	s, err := kube.New(kube.Config{
+		Kubeconfig: n.cfg.Store.Kubeconfig, APIServer: n.cfg.Store.APIServer, Node: n.cfg.Node,
+		Names: len(n.cfg.DNS.Addrs) > 0, Known: n.controller.List, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.store = s
+	n.onClose(s.Close)
+	n.onClose(n.stopTasks) // they use the store
+	return nil
+}
+
+func (n *node) openEtcd() error {
 	endpoints := n.cfg.Store.URLs
 	tls := etcd.TLSFiles{CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key}
 	if _, err := tls.Client(); err != nil { // ahead of an embedded store, which would only end and end again
