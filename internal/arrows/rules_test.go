@@ -89,6 +89,7 @@ var only = []struct {
 		why: "it does what needs privilege in the namespace, and no more",
 	},
 	{from: "internal/health", why: "it asks whoever starts it"},
+	{from: "internal/confine", why: "what a process gives up is between it and the kernel"},
 	{from: "internal/traffic", why: "it measures the product from outside"},
 	{from: "internal/lab/...", to: []string{"internal/lab/..."}, why: "it drives the product through its binaries"},
 	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic"}, why: "it drives the product through its binaries"},
