@@ -71,7 +71,7 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	defer signal.Stop(restart)
 	kc := keeper.Config{
 		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
-		Restart: restart, Socket: socket, TakeOver: cfg.TakeOver, Manager: manager, Log: log,
+		Restart: restart, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Manager: manager, Log: log,
 	}
 	if manager.KeepsDescriptors() {
 		if kc.Store, err = manager.NewStore(log); err != nil {
@@ -91,6 +91,17 @@ func runNode(ctx context.Context, cfg config.Config, parent *keeper.Client, opt 
 	defer stop()
 	opt.Keeper, opt.HandOver = parent, handOver
 	return node.Run(ctx, cfg, opt)
+}
+
+// embeddedStore starts the store of this configuration; nil: it has none.
+func embeddedStore(cfg *config.Config, log *slog.Logger) func() (keeper.Embedded, error) {
+	c := node.EmbeddedStore(cfg)
+	if c == nil {
+		return nil
+	}
+	return func() (keeper.Embedded, error) {
+		return embedded.Start(embedded.SupervisorConfig{Store: *c, Log: log})
+	}
 }
 
 // newStore is the process that `vswitch run` starts for --store embedded.

@@ -155,6 +155,12 @@ func (c *Client) Bind(network string, at netip.AddrPort) (fd int, err error) {
 	return fds[0], nil
 }
 
+// StartStore has the keeper run the embedded store, if it doesn't yet.
+func (c *Client) StartStore() error {
+	_, _, err := c.ask(request{Op: opStore}, nil)
+	return err
+}
+
 // ask makes one exchange. The caller keeps its descriptors and owns those that
 // come back; there are none with an error.
 func (c *Client) ask(q request, fds []int) (response, []int, error) {

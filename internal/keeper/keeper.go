@@ -79,6 +79,8 @@ type Config struct {
 	// until it is told to stop: who starts daemons that way would start it again if it
 	// ended, and it would take the place back.
 	TakeOver bool
+	// Embedded starts the embedded store, which ends with the keeper. Nil: there is none.
+	Embedded func() (Embedded, error)
 	Log      *slog.Logger
 }
 
@@ -108,6 +110,7 @@ type child struct {
 	begin     chan struct{} // closed when it may begin
 	ready     chan struct{} // closed when it said that it is
 	renew     chan struct{} // the keeper's: a token for a planned restart
+	embedded  *embedded     // the keeper's
 	readyOnce sync.Once
 	readyAt   time.Time     // valid once ready is closed
 	exited    chan struct{} // closed when it has ended
@@ -122,8 +125,9 @@ type keeper struct {
 	early int // ends in a row that came early
 	renew chan struct{}
 	// claims are of those who come to take over; nil: nobody can.
-	claims *claims
-	starts uint64 // children started
+	claims   *claims
+	starts   uint64 // children started
+	embedded embedded
 }
 
 // Run keeps a child running until ctx ends, which is not an error, or the first
@@ -132,11 +136,12 @@ func Run(ctx context.Context, cfg Config) error {
 	// Children get the kill signal when this thread ends, not when the process does.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &keeper{cfg: cfg, store: cfg.Store, renew: make(chan struct{}, 1)}
+	k := &keeper{cfg: cfg, store: cfg.Store, renew: make(chan struct{}, 1), embedded: embedded{start: cfg.Embedded}}
 	if k.store == nil {
 		k.store = &fdstore.Memory{}
 	}
 	defer k.store.Close()
+	defer k.embedded.end()
 	if cfg.Keep != nil {
 		if err := cfg.Keep(k.store); err != nil {
 			return err
@@ -234,6 +239,7 @@ func (k *keeper) first(ctx context.Context) (*child, error) {
 		return nil, errors.Join(err, other.Close())
 	}
 	if err := k.takeOver(ctx, other, c); err != nil || ctx.Err() != nil {
+		k.embedded.leave() // to the other
 		return nil, err
 	}
 	if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Log); err != nil {
@@ -269,7 +275,7 @@ func (k *keeper) start() (*child, error) {
 	c := &child{
 		cmd:     exec.Command(command[0], command[1:]...),
 		waiting: make(chan struct{}), begin: make(chan struct{}), ready: make(chan struct{}),
-		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew,
+		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew, embedded: &k.embedded,
 	}
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.cmd.Env = append(os.Environ(), versionEnv+"="+version, startsEnv+"="+strconv.FormatUint(k.starts, 10))

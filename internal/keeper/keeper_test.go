@@ -238,6 +238,12 @@ func TestASuccessorThatRefusesLeavesTheOneBefore(t *testing.T) {
 // pair is a client of a keeper without processes.
 func pair(t *testing.T) *Client {
 	t.Helper()
+	return pairOf(t, &child{})
+}
+
+// pairOf is a client that speaks to the keeper as one child.
+func pairOf(t *testing.T, as *child) *Client {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +260,7 @@ func pair(t *testing.T) *Client {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		(&child{}).serve(conn, &store)
+		as.serve(conn, &store)
 	}()
 	t.Cleanup(func() {
 		c.Close()

@@ -19,7 +19,7 @@ const ConnFD = 3
 // version of the protocol it speaks.
 const (
 	versionEnv = "VSWITCH_KEEPER"
-	version    = "1"
+	version    = "2" // from 1: the keeper runs the embedded store
 	// startsEnv is how many children there were before.
 	startsEnv = "VSWITCH_KEEPER_STARTS"
 )
@@ -35,6 +35,7 @@ const (
 	opNames  op = "names"  // in pages: those behind Name
 	opRenew  op = "renew"  // a planned restart
 	opBind   op = "bind"   // a socket at an address that needs privilege
+	opStore  op = "store"  // the embedded store is to run
 )
 
 type request struct {

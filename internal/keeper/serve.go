@@ -67,6 +67,8 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 		if fd, err = open(q.Bind); err == nil {
 			out = []int{fd}
 		}
+	case opStore:
+		err = c.embedded.ensure()
 	default:
 		err = fmt.Errorf("%q is unknown to this keeper: it is of an older version", q.Op)
 	}

@@ -267,6 +267,7 @@ func (k *keeper) yield(ctx context.Context, t *claim, current *child) *child {
 	}
 	k.claims.unlist()
 	k.letGo()
+	k.embedded.leave()
 	close(t.freed)
 	log.Info("all is handed over")
 	return nil

@@ -46,7 +46,7 @@ type Options struct {
 	// Keeper holds what must outlive this process; nil: nobody does.
 	Keeper Keeper
 	// HandOver ends when the node is to stop and leave all that a successor can go on
-	// with as it is: kept descriptors, the embedded store. Nil: never.
+	// with as it is. Nil: never.
 	HandOver context.Context
 }
 
@@ -63,6 +63,8 @@ type Keeper interface {
 	Starts() uint64
 	// Bind opens a socket that this process may not.
 	Bind(network string, at netip.AddrPort) (fd int, err error)
+	// StartStore has the embedded store run.
+	StartStore() error
 }
 
 // node is one being put together. Fields are set by the step named beside them

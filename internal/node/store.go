@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"path/filepath"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -10,6 +11,7 @@ import (
 	"vswitch/control/etcd"
 	"vswitch/control/kube"
 	"vswitch/internal/attach"
+	"vswitch/internal/config"
 	"vswitch/internal/nodeapi"
 )
 
@@ -68,25 +70,10 @@ func (n *node) openEtcd() error {
 		n.log.Warn("the store is reached in clear text: whoever is on the way there owns the cluster", "addr", u)
 	}
 	if n.cfg.Store.Embedded() {
-		supervisor, err := embedded.Start(embedded.SupervisorConfig{
-			Store: embedded.Config{
-				Dir: n.state.file(storeDir), ListenClient: n.cfg.Store.ListenClient,
-				CA: n.cfg.Store.CA, Cert: n.cfg.Store.Cert, Key: n.cfg.Store.Key, Insecure: n.cfg.Store.Insecure,
-			},
-			Log: n.log,
-		})
-		if err != nil {
+		if err := n.startEmbedded(); err != nil {
 			return err
 		}
-		n.onClose(func() error {
-			if n.handingOver() {
-				supervisor.Release()
-			} else {
-				supervisor.Close()
-			}
-			return nil
-		})
-		endpoints = []string{supervisor.URL()}
+		endpoints = []string{embedded.ClientURL(n.state.file(storeDir))}
 	}
 	s, err := etcd.New(etcd.Config{
 		Endpoints:    endpoints,
@@ -103,5 +90,30 @@ func (n *node) openEtcd() error {
 	n.store = s
 	n.onClose(s.Close)
 	n.onClose(n.stopTasks) // they use the store
+	return nil
+}
+
+// EmbeddedStore is the store that a node of this configuration runs; nil: none.
+func EmbeddedStore(cfg *config.Config) *embedded.Config {
+	s := &cfg.Store
+	if !s.Embedded() {
+		return nil
+	}
+	return &embedded.Config{
+		Dir: filepath.Join(cfg.StateDir, storeDir), ListenClient: s.ListenClient,
+		CA: s.CA, Cert: s.Cert, Key: s.Key, Insecure: s.Insecure,
+	}
+}
+
+// startEmbedded has the store run: the keeper does, or without one this process.
+func (n *node) startEmbedded() error {
+	if n.opt.Keeper != nil {
+		return n.opt.Keeper.StartStore()
+	}
+	s, err := embedded.Start(embedded.SupervisorConfig{Store: *EmbeddedStore(&n.cfg), Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error { s.Close(); return nil })
 	return nil
 }
