@@ -66,6 +66,9 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if err := confineKeeper(&cfg, program, log); err != nil {
+		return err
+	}
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, syscall.SIGHUP)
 	defer signal.Stop(restart)
@@ -90,6 +93,9 @@ func runNode(ctx context.Context, cfg config.Config, parent *keeper.Client, opt 
 	handOver, stop := signal.NotifyContext(context.Background(), keeper.HandOver)
 	defer stop()
 	opt.Keeper, opt.HandOver = parent, handOver
+	if err := confineDataplane(&cfg); err != nil {
+		return err
+	}
 	return node.Run(ctx, cfg, opt)
 }
 
@@ -113,6 +119,9 @@ func newStore() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := confineStore(&c); err != nil {
+				return err
+			}
 			return embedded.Serve(cmd.Context(), c, cmd.ErrOrStderr())
 		},
 	}

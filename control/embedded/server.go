@@ -42,6 +42,7 @@ type Config struct {
 	CA           string // PEM file of the authority that signs clients' certificates
 	Cert, Key    string // PEM files of the store's certificate
 	Insecure     bool   // ListenClient may be off loopback without TLS
+	Confine      string // how strictly the process gives up rights (package confine); empty: its default
 }
 
 // Args is the command line that ParseArgs reads.
@@ -49,7 +50,7 @@ func (c *Config) Args() []string {
 	var args []string
 	for _, f := range [][2]string{
 		{"store-dir", c.Dir}, {"listen-client", c.ListenClient},
-		{"store-ca", c.CA}, {"store-cert", c.Cert}, {"store-key", c.Key},
+		{"store-ca", c.CA}, {"store-cert", c.Cert}, {"store-key", c.Key}, {"confine", c.Confine},
 	} {
 		if f[1] != "" {
 			args = append(args, "--"+f[0]+"="+f[1])
@@ -68,6 +69,7 @@ func (c *Config) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.CA, "store-ca", "", "PEM `FILE` of the authority that signs clients' certificates")
 	fs.StringVar(&c.Cert, "store-cert", "", "PEM `FILE` of the store's certificate")
 	fs.StringVar(&c.Key, "store-key", "", "PEM `FILE` with its key")
+	fs.StringVar(&c.Confine, "confine", "", "`MODE` of giving up rights")
 	fs.BoolVar(&c.Insecure, "insecure", false, "let --listen-client be off loopback without TLS")
 }
 

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/confine"
 	"vswitch/internal/dns"
 )
 
@@ -39,9 +40,10 @@ type Config struct {
 	MTUBytes     int  // of pods; zero: what the underlay leaves
 	HostPorts    bool // open NodePorts on the host
 	Metrics      Metrics
-	Workers      int  // forwarding threads, and so queues of a pod
-	Offload      bool // segmentation offload towards the underlay
-	Polling      bool // idle workers look again for a while before they block
+	Workers      int          // forwarding threads, and so queues of a pod
+	Offload      bool         // segmentation offload towards the underlay
+	Polling      bool         // idle workers look again for a while before they block
+	Confine      confine.Mode // how strictly the daemon's processes give up rights; empty: On
 	SocketPath   string
 	StateDir     string
 	TakeOver     bool // take the place of the daemon that runs on StateDir
@@ -117,6 +119,7 @@ func defaults() Config {
 		Workers:     min(runtime.NumCPU(), maxDefaultWorkers),
 		Offload:     true,
 		Polling:     true,
+		Confine:     confine.On,
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"vswitch/internal/confine"
 )
 
 // lab is a host whose answers don't depend on the machine the test runs on.
@@ -61,7 +63,7 @@ func TestRunAloneIsComplete(t *testing.T) {
 		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		NodeBitsV4:  24, NodeBitsV6: 64,
 		DNS:       DNS{Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Domain: "cluster.local"},
-		HostPorts: true, Workers: c.Workers, Offload: true, Polling: true,
+		HostPorts: true, Workers: c.Workers, Offload: true, Polling: true, Confine: confine.On,
 		SocketPath: "/run/vswitch/vswitch.sock", StateDir: "/var/lib/vswitch",
 		UnderlayNote: "default route",
 	}
@@ -132,6 +134,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "workers", value: "3", got: func(c *Config) any { return c.Workers }, want: 3},
 		{name: "offload", value: "off", got: func(c *Config) any { return c.Offload }, want: false},
 		{name: "power", value: "eco", got: func(c *Config) any { return c.Polling }, want: false},
+		{name: "confine", value: "off", got: func(c *Config) any { return c.Confine }, want: confine.Off},
 	}
 	tested := map[string]bool{"config": true}
 	for _, tt := range tests {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
+
+	"vswitch/internal/confine"
 )
 
 // envPrefix and upper case with '_' for '-' make a flag's name its environment
@@ -83,6 +85,7 @@ func (l *Loader) register() {
 	add("workers", value[int]{&c.Workers, "N", parseInt(1, maxWorkers, "a number of threads"), strconv.Itoa}, "`N` forwarding threads, and queues of each pod")
 	add("offload", value[bool]{&c.Offload, "MODE", parseOffload, formatOffload}, "UDP segmentation `MODE` towards the underlay: auto or off")
 	add("power", value[bool]{&c.Polling, "MODE", parsePower, formatPower}, "what an idle worker does: `MODE` auto looks again for some microseconds where that has paid, eco sleeps at once")
+	add("confine", value[confine.Mode]{&c.Confine, "MODE", parseConfine, formatConfine}, "what the daemon gives up once it is set up (docs/security.md): `MODE` on, off to look for faults, or trap, to end at a system call that it should not need")
 	add("config", value[string]{&c.ConfigFile, "FILE", parsePath, same}, "YAML `FILE` with any of these settings, by the same names")
 }
 
@@ -126,7 +129,7 @@ func (l *Loader) Load(environ func(string) (string, bool)) (Config, error) {
 // ours tells this package's flags from those of the command library (help).
 func ours(f *pflag.Flag) bool {
 	switch f.Value.(type) {
-	case storeFlag, value[string], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
+	case storeFlag, value[string], value[confine.Mode], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
 		return true
 	}
 	return false

@@ -7,9 +7,11 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
+	"vswitch/internal/confine"
 	"vswitch/internal/dns"
 )
 
@@ -376,3 +378,12 @@ func parseLinkLocal(s string) ([]netip.Prefix, error) {
 
 // gatewayIPv4 is the pods' gateway (vswitch.GatewayIPv4).
 var gatewayIPv4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+
+func parseConfine(s string) (confine.Mode, error) {
+	if m := confine.Mode(s); slices.Contains(confine.Modes, m) {
+		return m, nil
+	}
+	return "", errors.New("want on, off or trap")
+}
+
+func formatConfine(m confine.Mode) string { return string(m) }

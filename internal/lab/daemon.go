@@ -61,8 +61,12 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 	if c.Store != "" {
 		args = append(args, "--store", c.Store)
 	}
+	env := c.Env
+	if n.lab.cfg.Confine != "" {
+		env = append([]string{"VSWITCH_CONFINE=" + n.lab.cfg.Confine}, env...)
+	}
 	command := slices.Concat(c.Wrapper, []string{c.Binary}, args, c.Args)
-	p, err := n.Start(Command{Name: "vswitch", Path: command[0], Args: command[1:], Env: c.Env, Files: c.Files})
+	p, err := n.Start(Command{Name: "vswitch", Path: command[0], Args: command[1:], Env: env, Files: c.Files})
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,8 @@ type Config struct {
 	MTUBytes int
 	// NoIPv4 and NoIPv6 leave a family out of the underlay, not both.
 	NoIPv4, NoIPv6 bool
+	// Confine is daemons' --confine, where their arguments don't say; empty: its default.
+	Confine string
 	// Offload is set on every underlay link.
 	Offload Offload
 	// Logf gets a line for each thing made; nil: silence.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/config"
+	"vswitch/internal/nodeapi"
 )
 
 // What lies in the state directory.
@@ -39,6 +40,15 @@ type stateDir struct {
 // It lies in the state directory, which is made if need be: who takes over goes on with what lies there.
 func KeeperSocket(cfg config.Config) (string, error) {
 	return filepath.Join(cfg.StateDir, keeperSocket), makeStateDir(cfg.StateDir)
+}
+
+// MakeDirs makes the directories that a node's processes work in. They can be
+// confined to what is there alone.
+func MakeDirs(cfg *config.Config) error {
+	if err := makeStateDir(cfg.StateDir); err != nil {
+		return err
+	}
+	return nodeapi.MakeSocketDir(cfg.SocketPath)
 }
 
 func makeStateDir(path string) error {

@@ -101,7 +101,7 @@ func EmbeddedStore(cfg *config.Config) *embedded.Config {
 	}
 	return &embedded.Config{
 		Dir: filepath.Join(cfg.StateDir, storeDir), ListenClient: s.ListenClient,
-		CA: s.CA, Cert: s.Cert, Key: s.Key, Insecure: s.Insecure,
+		CA: s.CA, Cert: s.Cert, Key: s.Key, Insecure: s.Insecure, Confine: string(cfg.Confine),
 	}
 }
 

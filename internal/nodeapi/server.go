@@ -120,7 +120,7 @@ type Server struct {
 // Start binds the socket, mode 0600 in a directory made with 0700 if need be,
 // and serves until Close. A socket another daemon listens on is refused.
 func Start(cfg Config) (*Server, error) {
-	if err := makeSocketDir(filepath.Dir(cfg.Socket)); err != nil {
+	if err := MakeSocketDir(cfg.Socket); err != nil {
 		return nil, err
 	}
 	listener, err := fdpass.Bind("unix", cfg.Socket)
@@ -144,7 +144,9 @@ func Start(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-func makeSocketDir(dir string) error {
+// MakeSocketDir makes the directory of a socket, closed to other users, if need be.
+func MakeSocketDir(socket string) error {
+	dir := filepath.Dir(socket)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fmt.Errorf("--socket: %w", err)
 	}

@@ -29,12 +29,18 @@ func New(t testing.TB, cfg lab.Config) *lab.Lab {
 	if cfg.Logf == nil {
 		cfg.Logf = t.Logf
 	}
+	if cfg.Confine == "" {
+		cfg.Confine = "trap" // a system call that is missing from the lists is a failure
+	}
 	l, err := lab.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	open.add(l)
 	t.Cleanup(func() {
+		if said := l.Trapped(); said != "" {
+			t.Errorf("a daemon made a system call that it has given up (internal/confine/calls.go)\n%s", said)
+		}
 		if said := l.Failures(60); t.Failed() && said != "" {
 			t.Log("what the lab's processes said last\n" + said)
 		}
