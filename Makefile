@@ -14,6 +14,9 @@ TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool uidmap gcc l
 BENCH_PACKAGES := iperf3 sockperf openvswitch-switch passt slirp4netns nftables ethtool
 STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
+# What `make image` builds; deploy/kustomization.yaml says where nodes find it.
+IMAGE ?= localhost/vswitch:latest
+
 # Time for each fuzz target in test-long; length of a soak.
 FUZZTIME ?= 20s
 SOAK     ?= 12h
@@ -108,6 +111,12 @@ bench: bench-deps build ## measure against the kernel and other networks on this
 .PHONY: bench-doc
 bench-doc: build ## put the last run's table and plots into docs/benchmarks.md
 	@bin/vswitch-bench report out/bench.json
+
+.PHONY: image
+image: build ## a container image of the static binaries alone; IMAGE=name:tag, with podman, buildah or docker
+	@for tool in podman buildah docker; do command -v $$tool >/dev/null && break; tool=; done; \
+		if [ -z "$$tool" ]; then echo "make image: want podman, buildah or docker"; exit 1; fi; \
+		$$tool build --tag $(IMAGE) --file deploy/Containerfile bin
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
