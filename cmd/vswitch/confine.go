@@ -1,12 +1,11 @@
 package main
 
 import (
-	"crypto/x509"
 	"log/slog"
 	"path/filepath"
-	"strings"
 
 	"vswitch/control/embedded"
+	"vswitch/control/kube"
 	"vswitch/internal/config"
 	"vswitch/internal/confine"
 	"vswitch/internal/node"
@@ -31,18 +30,25 @@ func confineKeeper(cfg *config.Config, program string, log *slog.Logger) error {
 }
 
 func confineDataplane(cfg *config.Config) error {
-	files := append(ownFiles(cfg), tlsFiles(cfg.Store.CA, cfg.Store.Cert, cfg.Store.Key)...)
-	for _, u := range cfg.Store.URLs {
-		if strings.HasPrefix(u, "https:") && cfg.Store.CA == "" {
-			_, _ = x509.SystemCertPool() // the system's authorities, read while they may be
-		}
+	read, err := credentials(&cfg.Store)
+	if err != nil {
+		return err
 	}
-	_, err := confine.Apply(confine.Dataplane(files...), cfg.Confine)
+	_, err = confine.Apply(confine.Dataplane(append(ownFiles(cfg), confine.Replaceable(read...)...)...), cfg.Confine)
 	return err
 }
 
+// credentials are the files by which the dataplane asks its store. They are read again
+// when they are replaced.
+func credentials(s *config.Store) ([]string, error) {
+	if s.Kubernetes {
+		return kube.Files(s.Kubeconfig)
+	}
+	return []string{s.CA, s.Cert, s.Key}, nil
+}
+
 func confineStore(c *embedded.Config) error {
-	files := append(tlsFiles(c.CA, c.Cert, c.Key), confine.Files{Path: c.Dir, Access: confine.Read | confine.Write})
+	files := append(confine.Replaceable(c.CA, c.Cert, c.Key), confine.Files{Path: c.Dir, Access: confine.Read | confine.Write})
 	_, err := confine.Apply(confine.Store(files...), confine.Mode(c.Confine))
 	return err
 }
@@ -53,15 +59,4 @@ func ownFiles(cfg *config.Config) []confine.Files {
 		{Path: cfg.StateDir, Access: confine.Read | confine.Write},
 		{Path: filepath.Dir(cfg.SocketPath), Access: confine.Read | confine.Write},
 	}
-}
-
-// tlsFiles are read again when they are replaced.
-func tlsFiles(paths ...string) []confine.Files {
-	var files []confine.Files
-	for _, p := range paths {
-		if p != "" {
-			files = append(files, confine.File(p))
-		}
-	}
-	return files
 }

@@ -29,22 +29,39 @@ func Keeper(program string, files ...Files) Rights {
 	}
 }
 
-// systemFiles are what the Go runtime and its resolver read. Of /proc, what belongs
-// to other processes stays closed: Landlock lets nobody look into a process that is
-// not as bound as himself.
+// systemFiles are what the Go runtime, its resolver and TLS read. Of /proc, what
+// belongs to other processes stays closed: Landlock lets nobody look into a process
+// that is not as bound as himself.
 func systemFiles() []Files {
-	return []Files{
-		{"/proc", Read}, {"/etc/hosts", Read}, {"/etc/resolv.conf", Read}, {"/etc/nsswitch.conf", Read},
-		{"/etc/protocols", Read}, {"/etc/services", Read},
+	files := []Files{
+		{"/proc", Read}, {"/etc/nsswitch.conf", Read}, {"/etc/protocols", Read}, {"/etc/services", Read},
+		{"/etc/ssl/certs", Read}, {"/etc/pki/tls/certs", Read}, {"/etc/pki/ca-trust/extracted", Read},
+		{"/usr/share/ca-certificates", Read}, {"/usr/local/share/ca-certificates", Read},
 	}
+	return append(files, Replaceable("/etc/hosts", "/etc/resolv.conf")...)
 }
 
-// File gives what is needed to go on reading a file that may be replaced by another
-// of its name: its directory, but for one that holds other programs' files, of
-// which there is only the file itself as it is now.
-func File(path string) Files {
+// Replaceable gives what is needed to go on reading files that others of their names
+// may replace: the directories that they lie in, and those that links lead to. Of a
+// directory that holds all programs' files, such as /etc, it gives only the file
+// itself, as it is now. Empty paths are skipped.
+func Replaceable(paths ...string) []Files {
+	var files []Files
+	for _, p := range paths {
+		if p == "" {
+			continue
+		}
+		files = append(files, replaceable(p))
+		if target, err := filepath.EvalSymlinks(p); err == nil && target != p {
+			files = append(files, replaceable(target))
+		}
+	}
+	return files
+}
+
+func replaceable(path string) Files {
 	dir := filepath.Dir(path)
-	if filepath.Dir(dir) == "/" || dir == "/" {
+	if dir == "/" || filepath.Dir(dir) == "/" {
 		return Files{path, Read}
 	}
 	return Files{dir, Read}
