@@ -68,6 +68,9 @@ func (t *Table) restore(tick uint32) (report Report) {
 	used := 0
 	for _, part := range t.mapping.written(headerBytes) {
 		first := (part[0] - headerBytes) / recordBytes
+		if first >= len(t.records) {
+			break // counters
+		}
 		used = min((part[1]-headerBytes+recordBytes-1)/recordBytes, len(t.records))
 		for rec := first; rec < used; rec++ {
 			r := &t.records[rec]
