@@ -45,6 +45,7 @@ type Config struct {
 	Polling      bool         // idle workers look again for a while before they block
 	Confine      confine.Mode // how strictly the daemon's processes give up rights; empty: On
 	SocketPath   string
+	RuntimeDir   string // what ends with the boot; a tmpfs, by preference
 	StateDir     string
 	TakeOver     bool // take the place of the daemon that runs on StateDir
 	ConfigFile   string

@@ -64,7 +64,7 @@ func TestRunAloneIsComplete(t *testing.T) {
 		NodeBitsV4:  24, NodeBitsV6: 64,
 		DNS:       DNS{Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Domain: "cluster.local"},
 		HostPorts: true, Workers: c.Workers, Offload: true, Polling: true, Confine: confine.On,
-		SocketPath: "/run/vswitch/vswitch.sock", StateDir: "/var/lib/vswitch",
+		SocketPath: "/run/vswitch/vswitch.sock", RuntimeDir: "/run/vswitch", StateDir: "/var/lib/vswitch",
 		UnderlayNote: "default route",
 	}
 	if !reflect.DeepEqual(c, want) {
@@ -119,6 +119,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "node-cidr-size-v4", value: "26", got: func(c *Config) any { return c.NodeBitsV4 }, want: 26},
 		{name: "node-cidr-size-v6", value: "80", got: func(c *Config) any { return c.NodeBitsV6 }, want: 80},
 		{name: "socket", value: "/tmp/v.sock", got: func(c *Config) any { return c.SocketPath }, want: "/tmp/v.sock"},
+		{name: "runtime-dir", value: "/tmp/run", got: func(c *Config) any { return c.RuntimeDir }, want: "/tmp/run"},
 		{name: "state-dir", value: "/tmp/state", got: func(c *Config) any { return c.StateDir }, want: "/tmp/state"},
 		{name: "take-over", value: "true", got: func(c *Config) any { return c.TakeOver }, want: true},
 		{name: "listen-client", value: "http://127.0.0.1:2379", got: func(c *Config) any { return c.Store.ListenClient }, want: "http://127.0.0.1:2379"},

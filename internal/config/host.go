@@ -48,6 +48,9 @@ func (c *Config) fill(h host) error {
 		}
 		c.SocketPath = path
 	}
+	if c.RuntimeDir == "" {
+		c.RuntimeDir = filepath.Dir(c.SocketPath)
+	}
 	if c.StateDir == "" {
 		dir, err := h.stateDir()
 		if err != nil {

@@ -71,6 +71,7 @@ func (l *Loader) register() {
 	add("node-cidr-size-v4", value[int]{&c.NodeBitsV4, "BITS", parseInt(1, 30, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv4 cluster CIDR")
 	add("node-cidr-size-v6", value[int]{&c.NodeBitsV6, "BITS", parseInt(1, 126, "a prefix length"), strconv.Itoa}, "prefix length in `BITS` of a node's share of the IPv6 cluster CIDR")
 	add("socket", value[string]{&c.SocketPath, "PATH", parsePath, same}, "`PATH` of the API's unix socket (default: /run/vswitch/vswitch.sock, or the same under $XDG_RUNTIME_DIR)")
+	add("runtime-dir", value[string]{&c.RuntimeDir, "DIR", parsePath, same}, "`DIR` for the memory of connections, which then outlive the whole daemon, if it is on a tmpfs (default: that of --socket)")
 	add("state-dir", value[string]{&c.StateDir, "DIR", parsePath, same}, "`DIR` for what must survive a restart (default: /var/lib/vswitch, or vswitch under $XDG_STATE_HOME or ~/.local/state)")
 	flag("take-over", &c.TakeOver, "take the place of the vswitch that runs on --state-dir, if one does, while connections go on; what takes this one's place later leaves it running, idle, until it is told to stop")
 	add("listen-client", value[string]{&c.Store.ListenClient, "URL", parseListen, same}, "`URL` at which the embedded store serves further nodes (default: none)")

@@ -57,7 +57,8 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 		return fmt.Errorf("lab: %w", err)
 	}
 	args := []string{"run", "--node", n.Host, "--underlay", n.Underlay().String(),
-		"--socket", n.Socket(), "--state-dir", n.StateDir()}
+		"--socket", n.Socket(), "--state-dir", n.StateDir(),
+		"--runtime-dir", filepath.Join(runtimeDir(n.lab.Suffix), n.Host)}
 	if c.Store != "" {
 		args = append(args, "--store", c.Store)
 	}

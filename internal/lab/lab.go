@@ -169,7 +169,7 @@ func (l *Lab) Close() error {
 	for i := len(spaces) - 1; i >= 0; i-- {
 		errs = append(errs, spaces[i].close())
 	}
-	errs = append(errs, os.RemoveAll(l.Dir))
+	errs = append(errs, os.RemoveAll(l.Dir), os.RemoveAll(runtimeDir(l.Suffix)))
 	undeclare(l.Suffix, l.lock)
 	return errors.Join(errs...)
 }
@@ -208,6 +208,9 @@ func (l *Lab) Nodes() []*Node {
 
 // labDir is where the lab of a suffix keeps its files.
 func labDir(suffix string) string { return filepath.Join(os.TempDir(), namePrefix+suffix) }
+
+// runtimeDir is where its daemons keep what a boot's /run is for: on a tmpfs, as that.
+func runtimeDir(suffix string) string { return filepath.Join("/dev/shm", namePrefix+suffix) }
 
 // path is a file name in the lab's directory.
 func (l *Lab) path(elem ...string) string {

@@ -273,7 +273,7 @@ func removeLeft(suffix string) error {
 			err = errors.Join(err, unmount(ns))
 		}
 	}
-	if err = errors.Join(err, os.RemoveAll(labDir(suffix))); err != nil {
+	if err = errors.Join(err, os.RemoveAll(labDir(suffix)), os.RemoveAll(runtimeDir(suffix))); err != nil {
 		return err
 	}
 	return os.Remove(lockPath(suffix))

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -21,7 +22,7 @@ func TestFlowsAreTakenOver(t *testing.T) {
 	var kept fdstore.Memory
 	defer kept.Close()
 	cfg := flow.Config{Connections: 64}
-	first, err := openFlows(&kept, cfg, log)
+	first, err := openFlows(&kept, "", cfg, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +37,7 @@ func TestFlowsAreTakenOver(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := openFlows(&kept, cfg, log)
+	second, err := openFlows(&kept, "", cfg, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestFlowsAreTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, connections := range []int{0, 0} {
-		again, err := openFlows(&kept, cfg, log)
+		again, err := openFlows(&kept, "", cfg, log)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,5 +63,58 @@ func TestFlowsAreTakenOver(t *testing.T) {
 		if err := again.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestFlowsOutliveWhoKeepsDescriptors is about the file. What lies there and is no table
+// makes way; what another process uses does not.
+func TestFlowsOutliveWhoKeepsDescriptors(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	dir, err := os.MkdirTemp("/dev/shm", "vswitch-node")
+	if err != nil {
+		t.Skipf("no tmpfs that this user can write to: %v", err)
+	}
+	defer os.RemoveAll(dir)
+	path := flowsFile(dir+"/run", "0123456789abcdef")
+	cfg := flow.Config{Connections: 64}
+	tick, err := vswitch.TickNow()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := flow.Key{Src: wire.Addr{15: 1}, Dst: wire.Addr{15: 2}, SrcPort: 3, DstPort: 4, Proto: wire.ProtoTCP}
+	for round, want := range []int{0, 1, 2, 0} {
+		if want == 0 && round > 0 {
+			if err := os.WriteFile(path, []byte("no table"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var kept fdstore.Memory // nothing of it is left from the round before
+		table, err := openFlows(&kept, path, cfg, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if table.Len() != want {
+			t.Errorf("round %d: %d connections, want %d", round+1, table.Len(), want)
+		}
+		k.SrcPort++
+		if got := table.Insert(&flow.Spec{Orig: k, Reply: k.Reverse()}, wire.SYN, tick); got != flow.Inserted {
+			t.Fatal(got)
+		}
+		if err := errors.Join(table.Close(), kept.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v: want a file for this user alone", info, err)
+	}
+
+	var kept fdstore.Memory
+	defer kept.Close()
+	onDisk, err := openFlows(&kept, t.TempDir()+"/flows", cfg, log)
+	if err != nil {
+		t.Fatalf("on a disk: %v; want a table without a file", err)
+	}
+	if err := onDisk.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

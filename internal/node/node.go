@@ -224,7 +224,7 @@ func (n *node) openState() error {
 func (n *node) openTables() error {
 	n.fib = fib.New()
 	var err error
-	if n.flows, err = openFlows(n.fds, flow.Config{}, n.log); err != nil {
+	if n.flows, err = openFlows(n.fds, flowsFile(n.cfg.RuntimeDir, n.instance), flow.Config{}, n.log); err != nil {
 		return err
 	}
 	n.onClose(n.flows.Close)

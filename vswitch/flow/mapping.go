@@ -47,7 +47,9 @@ func openMapping(fd int) (mapping, error) {
 		return mapping{}, os.NewSyscallError("fstat", err)
 	}
 	if seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err != nil || seals&unix.F_SEAL_SHRINK == 0 {
-		return mapping{}, errors.New("not shared memory that is sealed against shrinking, as every flow table is")
+		if err := checkFile(fd, &st, st.Size); err != nil {
+			return mapping{}, fmt.Errorf("neither shared memory that is sealed against shrinking nor a file as safe: %w", err)
+		}
 	}
 	if st.Size < headerBytes || st.Size > int64(mappingBytes(MaxConnections)) {
 		return mapping{}, fmt.Errorf("%d bytes, want %d to %d", st.Size, mappingBytes(1), mappingBytes(MaxConnections))
@@ -60,7 +62,7 @@ func openMapping(fd int) (mapping, error) {
 func mapFD(fd, n int) (mapping, error) {
 	claim := unix.Flock_t{Type: unix.F_WRLCK}
 	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &claim); err != nil {
-		return mapping{}, fmt.Errorf("another process uses the table: %w", os.NewSyscallError("fcntl", err))
+		return mapping{}, fmt.Errorf("%w: %w", ErrInUse, os.NewSyscallError("fcntl", err))
 	}
 	mem, err := share(fd, n)
 	if err != nil {

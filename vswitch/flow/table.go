@@ -127,12 +127,18 @@ func New(cfg Config) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("flow: share %d bytes for %d connections: %w", n, cfg.Connections, err)
 	}
-	format(m.mem, cfg.Connections)
-	t, err := over(&m, cfg)
+	t, err := newOver(&m, cfg)
 	if err != nil {
 		return nil, errors.Join(err, m.release())
 	}
 	return t, nil
+}
+
+// newOver makes an empty table over a mapping, which must be zero. It takes the mapping
+// only if it succeeds.
+func newOver(m *mapping, cfg Config) (*Table, error) {
+	format(m.mem, cfg.Connections)
+	return over(m, cfg)
 }
 
 // over puts a table without connections over a mapping. It takes the mapping
