@@ -58,5 +58,6 @@ func ownFiles(cfg *config.Config) []confine.Files {
 	return []confine.Files{
 		{Path: cfg.StateDir, Access: confine.Read | confine.Write},
 		{Path: filepath.Dir(cfg.SocketPath), Access: confine.Read | confine.Write},
+		{Path: cfg.RuntimeDir, Access: confine.Read | confine.Write},
 	}
 }

@@ -48,7 +48,13 @@ func MakeDirs(cfg *config.Config) error {
 	if err := makeStateDir(cfg.StateDir); err != nil {
 		return err
 	}
-	return nodeapi.MakeSocketDir(cfg.SocketPath)
+	if err := nodeapi.MakeSocketDir(cfg.SocketPath); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.RuntimeDir, 0o700); err != nil {
+		return fmt.Errorf("--runtime-dir %s: %w; want a directory this user can write", cfg.RuntimeDir, err)
+	}
+	return nil
 }
 
 func makeStateDir(path string) error {
