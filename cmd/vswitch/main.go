@@ -31,7 +31,11 @@ var version = "unknown"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := newRoot().ExecuteContext(ctx); err != nil {
+	root := newRoot()
+	if args, ok := calledAsSlirp(os.Args); ok {
+		root.SetArgs(args)
+	}
+	if err := root.ExecuteContext(ctx); err != nil {
 		stop()
 		var ended *keeper.ExitError
 		if errors.As(err, &ended) { // it has said why

@@ -30,7 +30,7 @@ func newRootless() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newRootlessRun(), newRootlessInside(), newRootlessDataplane())
+	cmd.AddCommand(newRootlessRun(), newRootlessAttach(), newRootlessInside(), newRootlessJoin(), newRootlessDataplane())
 	return cmd
 }
 

@@ -83,6 +83,7 @@ var only = []struct {
 	{from: "internal/hostnet", to: []string{"control/api/v1", "tap", "internal/netif"}, why: "likewise"},
 	{from: "internal/userns", why: "a leaf"},
 	{from: "internal/sockdiag", why: "a leaf"},
+	{from: "internal/rootless/slirp", to: []string{"internal/rootless/plan", "vswitch/frame"}, why: "two languages, which it speaks and nothing else"},
 	{from: "internal/rootless/plan", to: []string{"vswitch/frame"}, why: "what several processes are told"},
 	{
 		from: "internal/rootless/inside", to: []string{"internal/rootless/plan", "internal/netif", "internal/sockdiag", "internal/fdpass", "tap", "vswitch"},

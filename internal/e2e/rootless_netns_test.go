@@ -243,15 +243,15 @@ func TestRootlessCommandReachesTheWorld(t *testing.T) {
 // processes are vswitch's own outside: what it started itself as, and its dataplane.
 func (h *userHost) processes(r *lab.Rootless) []int {
 	h.t.Helper()
-	pids := []int{r.Process.Pid()}
-	dataplane := h.dataplane(r)
-	return append(pids, dataplane)
+	return []int{r.Process.Pid(), h.dataplane(r)}
 }
 
 // dataplane is the process that moves frames.
-func (h *userHost) dataplane(r *lab.Rootless) int {
+func (h *userHost) dataplane(r *lab.Rootless) int { return h.dataplaneOf(r.Process) }
+
+func (h *userHost) dataplaneOf(p *lab.Process) int {
 	h.t.Helper()
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", r.Process.Pid()))
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.Pid()))
 	for _, f := range files {
 		children, _ := os.ReadFile(f)
 		for _, child := range strings.Fields(string(children)) {

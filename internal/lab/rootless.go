@@ -53,17 +53,18 @@ func (n *Node) Rootless(ctx context.Context, name string, c RootlessConfig) (*Ro
 	if err != nil {
 		return nil, fmt.Errorf("lab: %s: %w", name, err)
 	}
-	space, err := n.lab.adopt(n.Host+"-"+name, fmt.Sprintf("/proc/%d/ns/net", pid))
+	space, err := n.Adopt(name, fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return nil, err
 	}
 	return &Rootless{Namespace: space, Process: p, Command: pid}, nil
 }
 
-// adopt makes a namespace of the lab's of one that a process has. The lab lets go
-// of it; it ends when the process does.
-func (l *Lab) adopt(role, path string) (*Namespace, error) {
-	name := namePrefix + l.Suffix + "-" + role
+// Adopt takes in a namespace that a process of the node's has. It stays when the
+// lab ends, and ends with its last process.
+func (m *Node) Adopt(role, path string) (*Namespace, error) {
+	l := m.lab
+	name := namePrefix + l.Suffix + "-" + m.Host + "-" + role
 	n := &Namespace{Name: name, Path: path, lab: l, borrowed: true}
 	var err error
 	if n.handle, err = os.Open(path); err != nil {

@@ -49,6 +49,8 @@ type Config struct {
 	Signals <-chan os.Signal
 	Log     *slog.Logger
 	LogArgs []string // of the dataplane's own command line
+
+	keep map[string][]int // more for the keeper, by name
 }
 
 // ExitError is how the command ended, or why it never began. Text is empty where
@@ -123,16 +125,11 @@ func start(cfg *Config) (*command, error) {
 	if err != nil {
 		return nil, err
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("socketpair: %w", err)
-	}
-	theirs := os.NewFile(uintptr(pair[1]), "namespace")
-	defer theirs.Close()
-	conn, err := inside.NewConn(pair[0])
+	conn, theirs, err := connect()
 	if err != nil {
 		return nil, err
 	}
+	defer theirs.Close()
 	c := &command{conn: conn, done: make(chan struct{})}
 	c.cmd = exec.Command(cfg.Self, append([]string{"rootless", "inside", "--unmapped", "--"}, cfg.Command...)...)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -171,6 +168,21 @@ func start(cfg *Config) (*command, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// connect makes the connection to a process inside, and what that is born with.
+func connect() (*inside.Conn, *os.File, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "namespace")
+	conn, err := inside.NewConn(pair[0])
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn, theirs, nil
 }
 
 func (c *command) kill() {
@@ -241,18 +253,25 @@ func keep(ctx context.Context, cfg *Config, fds []int, ready func()) error {
 			return append([]string{cfg.Self, "rootless", "dataplane", "--config", string(text)}, cfg.LogArgs...)
 		},
 		Keep: func(s fdstore.Store) error {
-			defer func() {
-				for _, fd := range fds {
-					unix.Close(fd)
-				}
-			}()
+			defer closeAll(fds)
 			last := len(fds) - 1
 			if last < 1 {
 				return fmt.Errorf("%d descriptors from inside, want queues and a socket", len(fds))
 			}
-			return errors.Join(s.Put(dataplane.QueuesName, fds[:last]), s.Put(dataplane.SocketsName, fds[last:]))
+			err := errors.Join(s.Put(dataplane.QueuesName, fds[:last]), s.Put(dataplane.SocketsName, fds[last:]))
+			for name, more := range cfg.keep {
+				err = errors.Join(err, s.Put(name, more))
+				closeAll(more)
+			}
+			return err
 		},
 		Ready: ready,
 		Log:   cfg.Log,
 	})
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
 }

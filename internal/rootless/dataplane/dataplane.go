@@ -9,6 +9,7 @@
 //	dataplane.go  the parts, put together
 //	publish.go    which ports of the host lead inside
 //	follow.go     those of what listens there
+//	forwards.go   those that are asked for by a socket
 package dataplane
 
 import (
@@ -52,6 +53,8 @@ type Config struct {
 	Plan     plan.Plan    `json:"plan"`
 	Features tap.Features `json:"features"` // of the TAP
 	Publish  Publish      `json:"publish"`
+	// API has requests at the socket under APIName answered (package slirp).
+	API bool `json:"api,omitempty"`
 	// Resolvers are asked for names; none: those of the host's resolv.conf.
 	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`
 
@@ -122,6 +125,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer stop()
+	if cfg.API {
+		stop, err := serveAPI(ctx, &cfg, g)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	if err := sw.Start(); err != nil {
 		return err
 	}

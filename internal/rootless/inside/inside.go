@@ -45,7 +45,29 @@ func Become(command []string) error {
 	if err != nil {
 		return err
 	}
-	err = become(conn, command)
+	return tellOutside(conn, become(conn, command))
+}
+
+// Join makes the interface as told, in the namespace that this process was started
+// in. It returns an error only if it could not tell it outside.
+func Join() error {
+	runtime.LockOSThread()
+	conn, err := NewConn(ConnFD)
+	if err != nil {
+		return err
+	}
+	m, _, err := conn.Receive()
+	if err == nil {
+		err = Make(conn, &m)
+	}
+	if err == nil {
+		return nil
+	}
+	return tellOutside(conn, err)
+}
+
+// tellOutside returns nil once an error has been told.
+func tellOutside(conn *Conn, err error) error {
 	tell := Message{Error: err.Error(), Code: codeFailed}
 	var told *Error
 	if errors.As(err, &told) {
@@ -73,6 +95,9 @@ func become(conn *Conn, command []string) error {
 		return err
 	}
 	if err := Make(conn, &m); err != nil {
+		return err
+	}
+	if err := openToAll(); err != nil {
 		return err
 	}
 	if m.Setup.ResolvConf != "" {

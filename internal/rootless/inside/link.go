@@ -53,7 +53,7 @@ func configureLink(nl *netlink.Handle, p *plan.Plan, s *Setup) error {
 		nets = slices.DeleteFunc(slices.Clone(nets), func(n plan.Net) bool { return n.Addr.Is6() })
 	}
 	for _, n := range nets {
-		if !s.Bare {
+		if !s.Bare || n.Addr.Is6() {
 			spec.Addrs = append(spec.Addrs, netif.Addr{Addr: n.Addr, Gateway: n.Router})
 		}
 	}
@@ -69,7 +69,7 @@ func configureLink(nl *netlink.Handle, p *plan.Plan, s *Setup) error {
 			return err
 		}
 	}
-	return openToAll()
+	return nil
 }
 
 // setNeighbours says where the two are that a whole network's route would have the

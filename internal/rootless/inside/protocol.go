@@ -40,10 +40,10 @@ type Message struct {
 // Setup is what the process inside does besides making the interface.
 type Setup struct {
 	// Outside is the process that must live.
-	Outside int `json:"outside"`
+	Outside int `json:"outside,omitempty"`
 	// ResolvConf is what stands in /etc/resolv.conf; empty: what stands there anyway.
 	ResolvConf string `json:"resolvConf,omitempty"`
-	// Bare leaves the interface without addresses and routes, which others give it.
+	// Bare leaves the interface without IPv4 addresses and routes, which others give it.
 	Bare bool `json:"bare,omitempty"`
 }
 
