@@ -24,7 +24,18 @@ func TestCluster(t *testing.T) {
 		name string
 		test func(*testing.T, *rig)
 	}{
+		{"kubectl", testKubectl},
 		{"services", testServices},
+		{"API server from pods", testAPIFromPod},
+		{"node ports", testNodePorts},
+		{"host port", testHostPort},
+		{"session affinity", testAffinity},
+		{"headless services", testHeadless},
+		{"endpoints that terminate", testTerminating},
+		{"internal traffic policy", testInternalPolicy},
+		{"programming latency", testLatency},
+		{"reboot", testReboot},
+		{"outage of the API server", testOutage},
 	} {
 		t.Run(promise.name, func(t *testing.T) { promise.test(t, r) })
 	}

@@ -3,7 +3,10 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+
+	"github.com/containernetworking/cni/libcni"
 
 	"vswitch/internal/lab"
 )
@@ -51,4 +54,61 @@ func (k *Kubelet) SetNetwork(n Network) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.network = n
+}
+
+// noPower is the network of a node that is off.
+type noPower struct{}
+
+func (noPower) Attach(context.Context, lab.PodSpec) (*Attachment, error) {
+	return nil, errors.New("the node is off")
+}
+
+// PowerOff ends the node's pods, those of its own network excepted, as a loss of power does: their processes and
+// namespaces are gone, and no plugin was told. It returns when they are. The
+// namespace that stands for the node, and the kubelet, stay.
+func (k *Kubelet) PowerOff(ctx context.Context) error {
+	k.SetNetwork(noPower{})
+	k.mu.Lock()
+	var pods []*pod
+	for _, p := range k.pods {
+		if latest, _ := p.look(); !latest.Spec.HostNetwork {
+			pods = append(pods, p)
+		}
+	}
+	k.mu.Unlock()
+	for _, p := range pods {
+		p.mu.Lock()
+		if n := p.net; n != nil {
+			p.net = &Attachment{Space: n.Space, IPs: n.IPs, Detach: func(context.Context) error { return n.Space.Close() }}
+		}
+		p.anew = true
+		p.mu.Unlock()
+		p.poke()
+	}
+	for _, p := range pods {
+		err := retry(ctx, "power off "+k.node.Host, func() error {
+			if _, err := p.namespace(); err == nil {
+				return errors.New("a pod has its network still")
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PowerOn begins as a runtime does on a node that booted: it has the plugin remove
+// what it knows of attachments, none of which is left, and then makes the pods' again.
+func (k *Kubelet) PowerOn(ctx context.Context) error {
+	list, err := k.node.NetworkConfig(lab.PodSpec{CNIVersion: "1.1.0"})
+	if err != nil {
+		return err
+	}
+	if err := k.node.CNI().GCNetworkList(ctx, list, &libcni.GCArgs{}); err != nil {
+		return fmt.Errorf("cluster: CNI GC on %s: %w", k.node.Host, err)
+	}
+	k.SetNetwork(nil)
+	return nil
 }
