@@ -6,8 +6,6 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"vswitch/internal/lab"
@@ -36,6 +34,7 @@ func TestCluster(t *testing.T) {
 		{"programming latency", testLatency},
 		{"reboot", testReboot},
 		{"outage of the API server", testOutage},
+		{"rights", testRights}, // last: it asks what all the others used
 	} {
 		t.Run(promise.name, func(t *testing.T) { promise.test(t, r) })
 	}
@@ -79,29 +78,15 @@ func (r *rig) daemon(t *testing.T, n *cluster.Node) lab.RunConfig {
 	}}
 }
 
-const vswitchNamespace, vswitchAccount = "kube-system", "vswitch"
+// What deploy/ makes: the account that the daemons run as.
+const vswitchNamespace, vswitchAccount = "vswitch-system", "vswitch"
 
 // vswitchToken is a token of the service account that the daemons run as.
 func (r *rig) vswitchToken(t *testing.T) string {
 	t.Helper()
-	accounts := r.Client.CoreV1().ServiceAccounts(vswitchNamespace)
-	eventually(t, "vswitch's service account", func() error {
-		_, err := accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: vswitchAccount}}, metav1.CreateOptions{})
-		if apierrors.IsAlreadyExists(err) {
-			return nil
-		}
-		return err
-	})
-	binding := &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: vswitchAccount},
-		RoleRef:    rbacv1.RoleRef{Kind: "ClusterRole", Name: "cluster-admin"},
-		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: vswitchNamespace, Name: vswitchAccount}},
-	}
-	if _, err := r.Client.RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
-	}
 	seconds := int64(24 * 3600)
-	token, err := accounts.CreateToken(t.Context(), vswitchAccount, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
+	token, err := r.Client.CoreV1().ServiceAccounts(vswitchNamespace).CreateToken(t.Context(), vswitchAccount,
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

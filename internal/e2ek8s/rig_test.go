@@ -33,7 +33,8 @@ type rig struct {
 	nodes []*cluster.Node
 }
 
-// newRig starts a control plane, without nodes.
+// newRig starts a control plane, without nodes, and gives it what deploy/ makes. The
+// DaemonSet's image is nowhere: the tests run the daemons themselves, with its rights.
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	bin := labtest.BinDir(t)
@@ -46,7 +47,13 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	return &rig{Cluster: c}
+	r := &rig{Cluster: c}
+	deploy, err := filepath.Abs(filepath.Join("..", "..", "deploy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.kubectl(t, "apply", "-k", deploy)
+	return r
 }
 
 // keepLogs leaves the logs of a failed test in out/e2e-k8s.
