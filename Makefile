@@ -12,6 +12,9 @@ BINARIES := vswitch vswitch-cni vswitch-bench vswitch-demo
 # gcc is for the race detector alone: the binaries are built without cgo.
 TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool uidmap gcc libc6-dev
 BENCH_PACKAGES := iperf3 sockperf openvswitch-switch passt slirp4netns nftables ethtool
+# A package's version begins with a digit and sorts; a tree without tags has its count of commits.
+PACKAGE_VERSION := $(shell git describe --tags 2>/dev/null | sed -n 's/^v\([0-9]\)/\1/p' | grep . || echo "0.0.0+$$(git rev-list --count HEAD).$$(git rev-parse --short HEAD)")
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
 # What `make image` builds; deploy/kustomization.yaml says where nodes find it.
@@ -117,6 +120,11 @@ image: build ## a container image of the static binaries alone; IMAGE=name:tag, 
 	@for tool in podman buildah docker; do command -v $$tool >/dev/null && break; tool=; done; \
 		if [ -z "$$tool" ]; then echo "make image: want podman, buildah or docker"; exit 1; fi; \
 		$$tool build --tag $(IMAGE) --file deploy/Containerfile bin
+
+.PHONY: deb
+deb: build ## a Debian package into out/
+	@mkdir -p out
+	PACKAGE_VERSION='$(PACKAGE_VERSION)' GOARCH=$$(go env GOARCH) go run $(NFPM) package --config deploy/package/nfpm.yaml --packager deb --target out/
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck

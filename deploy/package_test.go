@@ -1,0 +1,87 @@
+package deploy
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+// packageRoot is a directory as the package's files make it of an empty one, with stubs
+// for the programs.
+func packageRoot(t *testing.T) string {
+	t.Helper()
+	var p struct {
+		Contents []struct {
+			Src, Dst string
+		}
+		Scripts map[string]string
+	}
+	if err := yaml.Unmarshal(readFile(t, "package/nfpm.yaml"), &p); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	for _, c := range p.Contents {
+		text, mode := []byte("#!/bin/sh\n"), os.FileMode(0o755)
+		if !strings.HasPrefix(c.Src, "bin/") {
+			text, mode = readFile(t, "../"+c.Src), 0o644
+		}
+		at := filepath.Join(root, c.Dst)
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, text, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range p.Scripts {
+		if info, err := os.Stat("../" + s); err != nil || info.Mode()&0o111 == 0 {
+			t.Errorf("%s: %v %v", s, info, err)
+		}
+	}
+	return root
+}
+
+// TestUnitsAreWhatSystemdTakes has systemd itself read the units, where the package puts
+// them and the programs that they name.
+func TestUnitsAreWhatSystemdTakes(t *testing.T) {
+	root := packageRoot(t)
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("needs systemd-analyze (Debian package systemd)")
+	}
+	units := filepath.Join(root, "lib/systemd/system")
+	for _, name := range []string{"sysinit.target", "basic.target", "shutdown.target", "network-online.target", "multi-user.target", "system.slice", "-.slice"} {
+		kind := "[Unit]\nDefaultDependencies=no\n"
+		if err := os.WriteFile(filepath.Join(units, name), []byte(kind), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command("systemd-analyze", "--root="+root, "--man=no", "verify", "vswitch.service", "vswitch-attend.service").CombinedOutput()
+	if err != nil || strings.Contains(string(out), "vswitch") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	// systemd's own measure, 0 to 100: what the daemon is confined to stays so.
+	out, err = exec.Command("systemd-analyze", "--root="+root, "security", "--offline=true", "--threshold=25", "--no-pager", "vswitch.service").CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestTheConfigurationOfThePackageSaysNothing(t *testing.T) {
+	if s := strings.TrimSpace(stripComments(string(readFile(t, "package/config.yaml")))); s != "" {
+		t.Errorf("%q", s)
+	}
+}
+
+func stripComments(text string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
+}
