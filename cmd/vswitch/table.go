@@ -32,7 +32,7 @@ var tables = []table{
 	{"pods", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"NODE", "node"}, {"IPS", "ips"}, {"MAC", "mac"}, {"CONTAINER", "containerID"}, {"STATE", "state"}}},
 	{"services", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "type"}, {"CLUSTER IPS", "clusterIPs"}, {"EXTERNAL IPS", "externalAddresses"}, {"PORTS", "ports"}}},
 	{"endpoints", []column{{"NAMESPACE", "namespace"}, {"NAME", "name"}, {"TYPE", "addressType"}, {"PORTS", "ports"}, {"ENDPOINTS", "endpoints"}}},
-	{"listeners", []column{{"ADDRESS", "address"}, {"PROTOCOL", "protocol"}, {"KIND", "kind"}, {"FOR", "for"}, {"PROBLEM", "problem"}}},
+	{"listeners", []column{{"ADDRESS", "address"}, {"PROTOCOL", "protocol"}, {"OPEN AT", "openAt"}, {"KIND", "kind"}, {"FOR", "for"}, {"PROBLEM", "problem"}}},
 	{"routes", []column{{"DESTINATION", "destination"}, {"KIND", "kind"}, {"VIA", "via"}}},
 	{"flows", []column{{"PROTOCOL", "protocol"}, {"SOURCE", "source"}, {"DESTINATION", "destination"}, {"ANSWERED BY", "answeredBy"}, {"STATE", "state"}, {"FRAMES", "frames"}, {"REPLIES", "replyFrames"}, {"IDLE", "idleSeconds"}}},
 	{"drops", []column{{"REASON", "name"}, {"POD", "pod"}, {"NODE", "node"}, {"PORT", "port"}, {"COUNT", "count"}}},

@@ -39,6 +39,7 @@ type Config struct {
 	NodeBitsV6   int
 	MTUBytes     int  // of pods; zero: what the underlay leaves
 	HostPorts    bool // open NodePorts on the host
+	LowPorts     int  // added to ports of the host that this user may not open; zero: they stay closed
 	Metrics      Metrics
 	Workers      int          // forwarding threads, and so queues of a pod
 	Offload      bool         // segmentation offload towards the underlay
@@ -94,7 +95,8 @@ func (s *Store) InTheClear() []string {
 
 // Numbers we chose.
 const (
-	defaultUDPPort    = 8472 // flannel's and Linux's VXLAN port, not IANA's 4789
+	defaultUDPPort    = 8472  // flannel's and Linux's VXLAN port, not IANA's 4789
+	defaultLowPorts   = 10000 // 80 is open at 10080: as k3s does it for its rootless servers
 	defaultNodeBitsV4 = 24
 	defaultNodeBitsV6 = 64
 	// maxDefaultWorkers keeps a large machine from giving every pod more queues
@@ -117,6 +119,7 @@ func defaults() Config {
 		NodeBitsV6:  defaultNodeBitsV6,
 		DNS:         DNS{Domain: "cluster.local"},
 		HostPorts:   true,
+		LowPorts:    defaultLowPorts,
 		Workers:     min(runtime.NumCPU(), maxDefaultWorkers),
 		Offload:     true,
 		Polling:     true,

@@ -83,6 +83,7 @@ func (l *Loader) register() {
 	flag("host-ports", &c.HostPorts, "serve NodePorts on this host's addresses")
 	add("metrics-address", value[[]netip.AddrPort]{&c.Metrics.Addrs, "ADDR:PORT[,...]", parseServed, formatServed}, "`ADDR:PORT[,...]` at which the node serves /metrics, /healthz and /readyz over HTTP, or off")
 	flag("metrics-for-pods", &c.Metrics.ForPods, "let pods reach --metrics-address")
+	add("low-port-offset", value[int]{&c.LowPorts, "N", parseLowPorts, strconv.Itoa}, "`N` added to a port of the host that this user may not open, as those below 1024: the sum is open in its stead; 0: neither is")
 	add("workers", value[int]{&c.Workers, "N", parseInt(1, maxWorkers, "a number of threads"), strconv.Itoa}, "`N` forwarding threads, and queues of each pod")
 	add("offload", value[bool]{&c.Offload, "MODE", parseOffload, formatOffload}, "UDP segmentation `MODE` towards the underlay: auto or off")
 	add("power", value[bool]{&c.Polling, "MODE", parsePower, formatPower}, "what an idle worker does: `MODE` auto looks again for some microseconds where that has paid, eco sleeps at once")

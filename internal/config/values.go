@@ -92,6 +92,16 @@ func formatUDPPort(n uint16) string {
 	return strconv.Itoa(int(n))
 }
 
+// parseLowPorts reads what moves every privileged port to one that is anybody's.
+func parseLowPorts(s string) (int, error) {
+	const low = 1024
+	n, err := strconv.Atoi(s)
+	if err != nil || n != 0 && (n < low || n > 65536-low) {
+		return 0, fmt.Errorf("want 0, or %d to %d", low, 65536-low)
+	}
+	return n, nil
+}
+
 // perFamily reads a list of one or two, no two of one family.
 func perFamily[T any](s, want string, parse func(string) (T, error), is4 func(T) bool) ([]T, error) {
 	parts := strings.Split(s, ",")

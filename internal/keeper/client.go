@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -141,8 +142,23 @@ func (c *Client) Names() ([]string, error) {
 	}
 }
 
+// refusal is what the keeper answers instead of doing what it was asked.
+type refusal struct {
+	text  string
+	errno syscall.Errno // zero: no system call failed
+}
+
+func (r *refusal) Error() string { return "keeper: " + r.text }
+
+func (r *refusal) Unwrap() error {
+	if r.errno == 0 {
+		return nil
+	}
+	return r.errno
+}
+
 // Bind has the keeper open a socket that this process may not, "tcp", listening, or
-// "udp", and returns it.
+// "udp", and returns it. errors.Is tells why it could not, as of bound.Open.
 func (c *Client) Bind(network string, at netip.AddrPort) (fd int, err error) {
 	_, fds, err := c.ask(request{Op: opBind, Bind: &bind{network, at}}, nil)
 	if err == nil && len(fds) != 1 {
@@ -179,7 +195,7 @@ func (c *Client) ask(q request, fds []int) (response, []int, error) {
 		return response{}, nil, fmt.Errorf("keeper: %s %q: %w", q.Op, q.Name, fdstore.ErrNotFound)
 	case r.Error != "":
 		closeAll(got)
-		return response{}, nil, fmt.Errorf("keeper: %s", r.Error)
+		return response{}, nil, &refusal{r.Error, syscall.Errno(r.Errno)}
 	}
 	return r, got, nil
 }

@@ -314,6 +314,14 @@ func TestTheKeeperBindsForItsChild(t *testing.T) {
 			f.Close()
 		}
 	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if _, err := c.Bind("tcp", taken.Addr().(*net.TCPAddr).AddrPort()); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "keeper: bind 127.0.0.1:") {
+		t.Errorf("a port that is taken: %v, want %v", err, unix.EADDRINUSE)
+	}
 	for _, bad := range []bind{{"tcp", netip.AddrPort{}}, {"tcp", netip.MustParseAddrPort("0.0.0.0:80")}, {"raw", netip.MustParseAddrPort("127.0.0.1:0")},
 		{"tcp", netip.MustParseAddrPort("192.0.2.1:80")}} {
 		if fd, err := c.Bind(bad.Network, bad.Addr); err == nil {

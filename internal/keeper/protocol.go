@@ -48,6 +48,7 @@ type request struct {
 
 type response struct {
 	Error    string   `json:"error,omitempty"`
+	Errno    int      `json:"errno,omitempty"` // the system call's, if one failed
 	NotFound bool     `json:"notFound,omitempty"`
 	Names    []string `json:"names,omitempty"`
 	More     bool     `json:"more,omitempty"` // there are names behind these

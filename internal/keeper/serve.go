@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"vswitch/internal/bound"
@@ -74,6 +75,9 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 	}
 	if err != nil {
 		r = response{Error: err.Error(), NotFound: errors.Is(err, fdstore.ErrNotFound)}
+		if errno := syscall.Errno(0); errors.As(err, &errno) {
+			r.Errno = int(errno)
+		}
 	}
 	return r, out
 }

@@ -149,7 +149,9 @@ type serviceRow struct {
 	// balancers and its external ones, as far as they are programmed.
 	ExternalAddrs []string             `json:"externalAddresses,omitempty"`
 	Status        corev1.ServiceStatus `json:"status"`
-	Problems      []string             `json:"problems,omitempty"` // what it asks for that is not done
+	// MovedPorts are low ports of this node that are open at another.
+	MovedPorts []string `json:"movedPorts,omitempty"`
+	Problems   []string `json:"problems,omitempty"` // what it asks for that is not done
 	// Proxy is what this node's proxy has carried, for each port in that mode.
 	Proxy []proxyRow `json:"proxy,omitempty"`
 }
@@ -182,7 +184,9 @@ func (v *view) services() []any {
 	for _, p := range v.objects.Problems() {
 		problems[p.Object] = append(problems[p.Object], p.Reason)
 	}
-	for k, ps := range listenerProblems(v.dataplane.listeners()) {
+	listeners := v.dataplane.listeners()
+	moved := movedPorts(listeners)
+	for k, ps := range listenerProblems(listeners) {
 		problems[k] = append(problems[k], ps...)
 	}
 	balancers, externals := map[control.Key][]netip.Addr{}, map[control.Key][]netip.Addr{}
@@ -200,7 +204,7 @@ func (v *view) services() []any {
 			Name: s.Name, Namespace: s.Namespace, Type: string(s.Spec.Type),
 			ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Ports: s.Spec.Ports,
 			Selector: s.Spec.Selector, ExternalTrafficPolicy: string(s.Spec.ExternalTrafficPolicy),
-			ExternalName: s.Spec.ExternalName, Status: s.Status, Problems: problems[k], Proxy: proxied[k],
+			ExternalName: s.Spec.ExternalName, Status: s.Status, MovedPorts: moved[k], Problems: problems[k], Proxy: proxied[k],
 		}
 		for _, a := range distinct(slices.Concat(balancers[k], externals[k])) {
 			r.ExternalAddrs = append(r.ExternalAddrs, a.String())

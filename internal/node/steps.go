@@ -238,7 +238,7 @@ func (n *node) startForwarding() error {
 		DeniedTCP:  slices.Concat(n.storePlaces(), n.metricsPlaces()),
 		IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode, LeadsOut: n.dataplane.leadsOut,
 		Keeper: n.fds, Bind: n.bind,
-		NoNodePorts: !n.cfg.HostPorts, EndpointGone: n.dataplane.endpointGone, Log: n.log,
+		NoNodePorts: !n.cfg.HostPorts, LowPortOffset: uint16(n.cfg.LowPorts), EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	}
 	if names != nil {
 		gc.DNS, gc.DNSAddrs = names, n.cfg.DNS.Addrs

@@ -92,6 +92,9 @@ type Config struct {
 	// Bind opens a socket ("tcp", listening, or "udp") at an address where this process
 	// may not: ports below 1024, for one without privilege. Nil: nobody does.
 	Bind func(network string, at netip.AddrPort) (fd int, err error)
+	// LowPortOffset is added to a port that may not be opened, even by Bind, and the sum
+	// is opened in its stead. 0: it stays closed.
+	LowPortOffset uint16
 	// NodePortRetry is how often a failed bind is tried again: default 10 s.
 	NodePortRetry time.Duration
 

@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"vswitch/internal/bound"
 )
 
 // Listening sockets can outlive the process: a client that comes while nobody
@@ -41,7 +39,7 @@ func (l *listeners) socket(network string, at netip.AddrPort) (fd int, err error
 			return fds[0], nil
 		}
 	}
-	fd, err = bound.Open(network, at)
+	fd, err = l.open(network, at)
 	if errors.Is(err, unix.EACCES) && l.g.cfg.Bind != nil {
 		fd, err = l.g.cfg.Bind(network, at)
 	}
@@ -78,8 +76,8 @@ func (l *listeners) giveUpRest() {
 	}
 	var open []string
 	for k, sl := range l.slots {
-		for a := range sl.open {
-			open = append(open, keptName(protocolName(k.proto), netip.AddrPortFrom(a, k.port)))
+		for a, o := range sl.open {
+			open = append(open, keptName(protocolName(k.proto), netip.AddrPortFrom(a, o.port)))
 		}
 	}
 	for _, name := range names {

@@ -1,12 +1,16 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/bound"
 	"vswitch/internal/wire"
 )
 
@@ -28,7 +32,8 @@ type slot struct {
 
 type opened struct {
 	io.Closer
-	by *entrance
+	by   *entrance
+	port uint16 // the slot's, or the one that stands for it (see lowport.go)
 }
 
 type portKey struct {
@@ -43,7 +48,8 @@ type ListenerStatus struct {
 	Service  ServiceKey // zero for a pod's host port
 	Protocol uint8
 	Addr     netip.AddrPort
-	Err      error // nil: open
+	OpenAt   uint16 // the port that is open; another than Addr's stands for a low one. 0: none
+	Err      error  // nil: open
 }
 
 // TakenError says that another entrance has the address and port.
@@ -55,7 +61,8 @@ type TakenError struct {
 func (e *TakenError) Error() string { return fmt.Sprintf("taken by the %s of %s", e.Kind, e.Owner) }
 
 type listeners struct {
-	g *Gateway
+	g    *Gateway
+	open func(network string, at netip.AddrPort) (fd int, err error) // bound.Open, or a test's
 
 	mu        sync.Mutex
 	slots     map[portKey]*slot          // guarded by mu, as are the rest
@@ -71,7 +78,7 @@ type listeners struct {
 
 func newListeners(g *Gateway) *listeners {
 	return &listeners{
-		g: g, slots: make(map[portKey]*slot), byService: make(map[ServiceKey][]*entrance),
+		g: g, open: bound.Open, slots: make(map[portKey]*slot), byService: make(map[ServiceKey][]*entrance),
 		hostPorts: make(map[HostPortKey]*entrance), health: make(map[namespacedName]*health),
 	}
 }
@@ -191,6 +198,9 @@ func (l *listeners) remove(es []*entrance) {
 		if len(sl.entrances) == 0 {
 			delete(l.slots, k)
 		}
+		if low, ok := l.lowOf(k); ok {
+			l.reconcile(low) // the port may stand for it now
+		}
 	}
 }
 
@@ -230,9 +240,7 @@ func (l *listeners) reconcile(k portKey) {
 	wanted := l.wanted(sl)
 	for a, o := range sl.open {
 		if wanted[a] != o.by {
-			o.Close()
-			l.giveUp(protocolName(k.proto), netip.AddrPortFrom(a, k.port))
-			delete(sl.open, a)
+			l.shut(k, a)
 		}
 	}
 	for a := range sl.failed {
@@ -240,11 +248,24 @@ func (l *listeners) reconcile(k portKey) {
 			delete(sl.failed, a)
 		}
 	}
+	low, displaced := l.displace(k, wanted)
 	for a, e := range wanted {
 		if _, ok := sl.open[a]; !ok {
 			l.bind(sl, netip.AddrPortFrom(a, k.port), e)
 		}
 	}
+	if displaced {
+		l.reconcile(low)
+	}
+}
+
+// shut closes what is open in a slot at an address. Callers hold mu.
+func (l *listeners) shut(k portKey, a netip.Addr) {
+	sl := l.slots[k]
+	o := sl.open[a]
+	o.Close()
+	l.giveUp(protocolName(k.proto), netip.AddrPortFrom(a, o.port))
+	delete(sl.open, a)
 }
 
 // addrsOf are the addresses of this host at which an entrance is to be open.
@@ -286,12 +307,21 @@ func (l *listeners) addrsOf(e *entrance) []netip.Addr {
 func (l *listeners) bind(sl *slot, at netip.AddrPort, e *entrance) {
 	log := l.g.cfg.Log.With("kind", e.kind.String(), "for", e.owner, "addr", at.String(), "protocol", protocolName(e.proto))
 	c, err := l.listen(at, e)
+	open := at
+	switch {
+	case errors.Is(err, unix.EACCES):
+		c, open, err = l.listenInstead(at, e, err)
+	case errors.Is(err, unix.EADDRINUSE):
+		err = fmt.Errorf("%w: by another program, or another node of this host", err)
+	}
 	before, failedBefore := sl.failed[at.Addr()]
 	switch {
 	case err == nil:
-		sl.open[at.Addr()] = opened{c, e}
-		if failedBefore {
-			delete(sl.failed, at.Addr())
+		sl.open[at.Addr()] = opened{c, e, open.Port()}
+		delete(sl.failed, at.Addr())
+		if open != at {
+			log.Info("a low port is open at another: this process may not bind it, see net.ipv4.ip_unprivileged_port_start", "open", open.String())
+		} else if failedBefore {
 			log.Info("host port open after all")
 		}
 	case !failedBefore || before.Error() != err.Error():
@@ -316,10 +346,10 @@ func (l *listeners) status() []ListenerStatus {
 			for _, a := range l.addrsOf(e) {
 				s := ListenerStatus{
 					Kind: e.kind, Owner: e.owner, Service: e.service, Protocol: e.proto,
-					Addr: netip.AddrPortFrom(a, k.port), Err: sl.failed[a],
+					Addr: netip.AddrPortFrom(a, k.port), OpenAt: sl.open[a].port, Err: sl.failed[a],
 				}
 				if by := wanted[a]; by != e {
-					s.Err = &TakenError{by.kind, by.owner}
+					s.OpenAt, s.Err = 0, &TakenError{by.kind, by.owner}
 				}
 				all = append(all, s)
 			}
