@@ -28,6 +28,7 @@ var wanted = []string{
 	"ok    outside to LoadBalancer    IPv4    udp",
 	"ok    outside to NodePort        IPv6    tcp",
 	"ok    pod to outside             IPv6    ping",
+	"ok    NodePort goes and comes            tcp",
 }
 
 func check(t *testing.T, out string, err error) {

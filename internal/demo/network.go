@@ -78,8 +78,9 @@ type network struct {
 	stranger  dual   // the machine outside, as a client
 	world     dual   // and as a server
 	worldPort uint16
-	egress    dual // whom a server outside takes pods for
-	noEcho    bool // the nodes' host lets nobody ping: pods are told
+	egress    dual   // whom a server outside takes pods for
+	noEcho    bool   // the nodes' host lets nobody ping: pods are told
+	lowPort   uint16 // where the visitor's host port 80 is open; 0: it has none
 }
 
 func (n *network) pods() []*lab.Pod { return []*lab.Pod{n.client, n.webA, n.visitor, n.webB} }
@@ -113,6 +114,12 @@ func build(ctx context.Context, l *lab.Lab, self string) (*network, error) {
 // populate makes the pods, starts the servers and applies the service.
 func (n *network) populate(ctx context.Context) (err error) {
 	web := map[string]string{"app": "web"}
+	var visitor []lab.PortMapping
+	if n.lowPort != 0 {
+		for _, protocol := range []string{"tcp", "udp"} {
+			visitor = append(visitor, lab.PortMapping{HostPort: servicePort, ContainerPort: serverPort, Protocol: protocol})
+		}
+	}
 	for _, p := range []struct {
 		pod  **lab.Pod
 		node *lab.Node
@@ -120,7 +127,7 @@ func (n *network) populate(ctx context.Context) (err error) {
 	}{
 		{&n.client, n.a, lab.PodSpec{Name: "client"}},
 		{&n.webA, n.a, lab.PodSpec{Name: "web-a", Labels: web}},
-		{&n.visitor, n.b, lab.PodSpec{Name: "visitor"}},
+		{&n.visitor, n.b, lab.PodSpec{Name: "visitor", Ports: visitor}},
 		{&n.webB, n.b, lab.PodSpec{Name: "web-b", Labels: web}},
 	} {
 		if *p.pod, err = p.node.AddPod(ctx, p.spec); err != nil {
@@ -135,6 +142,7 @@ func (n *network) populate(ctx context.Context) (err error) {
 	return errors.Join(
 		n.serve(ctx, n.webA.Namespace, "web-a", any),
 		n.serve(ctx, n.webB.Namespace, "web-b", any),
+		n.serve(ctx, n.visitor.Namespace, "visitor", any),
 		n.serve(ctx, n.outside, "outside", world...),
 		n.a.Apply(ctx, serviceYAML(n.nodePort)))
 }

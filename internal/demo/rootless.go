@@ -33,6 +33,9 @@ import (
 // nodesEnv tells the second run, in JSON, of the nodes that the first has started.
 const nodesEnv = "VSWITCH_DEMO_NODES"
 
+// lowPortOffset is vswitch's default.
+const lowPortOffset = 10000
+
 // startedNode is a node whose daemon runs.
 type startedNode struct {
 	Name     string
@@ -159,6 +162,10 @@ func buildRootless(ctx context.Context, l *lab.Lab, self string) (*network, erro
 	}
 	if n.nodePort, err = freePort(own, nodePort, 2048); err != nil {
 		return nil, err
+	}
+	// Port 80 is open at itself where the machine lets anybody have it.
+	if n.lowPort = servicePort; !isFree(own, servicePort) {
+		n.lowPort = servicePort + lowPortOffset
 	}
 	return n, n.populate(ctx)
 }

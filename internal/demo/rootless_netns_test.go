@@ -113,7 +113,7 @@ func TestNodesOfAnOrdinaryUser(t *testing.T) {
 
 // rootlessRows are patterns of the rows that there must be on a machine with these addresses.
 func rootlessRows(own []netip.Addr) []string {
-	var rows []string
+	rows := []string{`(?m)^ok +NodePort goes and comes `}
 	for _, family := range []string{"IPv4", "IPv6"} {
 		for _, r := range []struct{ path, protocol, note string }{
 			{"container to container", "tcp", ""},
@@ -133,6 +133,7 @@ func rootlessRows(own []netip.Addr) []string {
 		for _, protocol := range []string{"tcp", "udp"} {
 			rows = append(rows,
 				fmt.Sprintf(`(?m)^ok +outside to NodePort +%s +%s .*web-a saw %[3]s, web-b saw %[3]s$`, family, protocol, said),
+				fmt.Sprintf(`(?m)^ok +outside to hostPort 80 +%s +%s .*at port \d+;.* visitor saw %s$`, family, protocol, said),
 				fmt.Sprintf(`(?m)^ok +pod to outside +%s +%s .*outside saw %s$`, family, protocol, said))
 		}
 		rows = append(rows, fmt.Sprintf(`(?m)^ok +pod to outside +%s +ping `, family))

@@ -42,6 +42,8 @@ type row struct {
 	seen map[string]netip.Addr
 	// refused: the way is closed, and the client must be told so at once.
 	refused bool
+	// remark is for the reader.
+	remark string
 }
 
 // rows are all paths, in the order of the design's table of traffic.
@@ -80,6 +82,13 @@ func (n *network) rows() []row {
 	}
 	each("outside to NodePort", n.outside, n.door, n.nodePort, streams, fromOutside)
 	each("outside to LoadBalancer", n.outside, n.balancer, servicePort, streams, fromOutside)
+	if n.lowPort != 0 {
+		each(fmt.Sprintf("outside to hostPort %d", servicePort), n.outside, n.door, n.lowPort, streams, func(r *row) {
+			r.reaches = []string{"visitor"}
+			r.seen = map[string]netip.Addr{"visitor": n.stranger.like(r.to.Addr())}
+			r.remark = fmt.Sprintf("at port %d", n.lowPort)
+		})
+	}
 	each("pod to outside", client, n.world, n.worldPort, all, func(r *row) {
 		if r.refused = r.protocol == traffic.Ping && n.noEcho; r.protocol != traffic.Ping {
 			r.reaches = []string{"outside"}
@@ -133,7 +142,49 @@ func (n *network) send(ctx context.Context, w io.Writer) Result {
 		}
 		table(w, verdict, r.path, r.family(), string(r.protocol), latency, throughput, note)
 	}
+	const path = "NodePort goes and comes"
+	if took, err := n.goAndCome(ctx); err != nil {
+		result.Failed++
+		table(w, "FAIL", path, "", "tcp", "", "", err.Error())
+	} else {
+		result.Passed++
+		table(w, "ok", path, "", "tcp", "", "", fmt.Sprintf("with its service, closed and open again within %.2f s", took.Seconds()))
+	}
 	return result
+}
+
+// goAndCome deletes the service and applies it again: its node port must close at every
+// address, and open. It says how long both took.
+func (n *network) goAndCome(ctx context.Context) (time.Duration, error) {
+	began := time.Now()
+	yaml := serviceYAML(n.nodePort)
+	if err := n.a.Delete(ctx, yaml); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, firstContact)
+	defer cancel()
+	for _, a := range n.door.list() {
+		r := row{from: n.outside, to: netip.AddrPortFrom(a, n.nodePort), protocol: traffic.TCP}
+		for {
+			_, err := n.load(ctx, r, "rtt", "--count", "1")
+			if err != nil && strings.Contains(err.Error(), unix.ECONNREFUSED.Error()) {
+				break
+			}
+			if ctx.Err() != nil {
+				return 0, fmt.Errorf("%v is not refused after its service has gone (last: %v)", r.to, err)
+			}
+		}
+	}
+	if err := n.a.Apply(ctx, yaml); err != nil {
+		return 0, err
+	}
+	for _, a := range n.door.list() {
+		r := row{from: n.outside, to: netip.AddrPortFrom(a, n.nodePort), protocol: traffic.TCP}
+		if _, err := n.load(ctx, r, "rtt", "--count", "1", "--first-contact", firstContact.String()); err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(began), nil
 }
 
 func (r *row) family() string {
@@ -166,6 +217,9 @@ func (n *network) measure(ctx context.Context, r row) (latency, throughput, note
 	}
 	throughput = fmt.Sprintf("%.2f Gb/s", bulk.Bulk.BitsPerSecond/1e9)
 	var notes []string
+	if r.remark != "" {
+		notes = append(notes, r.remark)
+	}
 	if b := bulk.Bulk; b.Sent > 0 {
 		notes = append(notes, fmt.Sprintf("%.0f%% of a flood arrived", 100*float64(b.Received)/float64(b.Sent)))
 	}
