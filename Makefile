@@ -22,7 +22,7 @@ IMAGE ?= localhost/vswitch:latest
 
 # Time for each fuzz target in test-long; length of a soak.
 FUZZTIME ?= 20s
-SOAK     ?= 12h
+HOURS    ?= 12
 
 # End-to-end tests run alone, after the rest and one after the other: their
 # figures and timeouts want the machine. The race detector is for what runs in
@@ -53,7 +53,7 @@ test: test-deps build ## everything in its short form: unit, fuzz seeds, race, n
 	@go test -json -count=1 -timeout 5m $$($(UNIT)) | $(SUM)
 	@echo "== race detector"
 	@CGO_ENABLED=1 go test -json -race -count=1 -timeout 8m $$($(RACE)) | $(SUM)
-	@$(MAKE) --no-print-directory e2e TIMEOUT=8m
+	@$(MAKE) --no-print-directory e2e TIMEOUT=12m
 
 .PHONY: e2e
 e2e: TIMEOUT ?= 30m
@@ -84,12 +84,12 @@ e2e-k8s: test-deps build k8s ## the tests with a real Kubernetes control plane; 
 
 .PHONY: test-long
 test-long: export VSWITCH_TEST := long
-test-long: test-deps build fuzz ## everything in its full form, and each fuzz target for FUZZTIME: some 30 minutes
+test-long: test-deps build fuzz ## everything in its full form, and each fuzz target for FUZZTIME: some 50 minutes
 	@echo "== unit, namespaces"
 	@go test -json -count=1 -timeout 15m $$($(UNIT)) | $(SUM)
 	@echo "== race detector"
 	@CGO_ENABLED=1 go test -json -race -count=1 -timeout 20m $$($(RACE)) | $(SUM)
-	@$(MAKE) --no-print-directory e2e TIMEOUT=30m
+	@$(MAKE) --no-print-directory e2e TIMEOUT=60m
 	@$(MAKE) --no-print-directory e2e-k8s TIMEOUT=40m
 
 .PHONY: fuzz
@@ -102,8 +102,8 @@ fuzz: ## each fuzz target for FUZZTIME
 
 .PHONY: soak
 soak: export VSWITCH_TEST := soak
-soak: export VSWITCH_SOAK := $(SOAK)
-soak: test-deps build ## the long-running tests for SOAK (12h)
+soak: export VSWITCH_SOAK := $(HOURS)h
+soak: test-deps build ## pods that come and go under load while the dataplane is killed, for HOURS=12
 	@VSWITCH_BIN=$(CURDIR)/bin go test -count=1 -v -timeout 0 -run Soak ./internal/e2e
 
 .PHONY: bench

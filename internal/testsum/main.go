@@ -15,6 +15,10 @@ import (
 	"strings"
 )
 
+// progress begins what a test that takes minutes says of how far it is. It is printed at
+// once.
+const progress = "progress: "
+
 // event is one line of `go test -json` (go doc test2json).
 type event struct {
 	Action     string
@@ -77,6 +81,9 @@ func (s *summary) add(e event) {
 			s.output[key] = b
 		}
 		b.WriteString(e.Output)
+		if i := strings.Index(e.Output, progress); i >= 0 {
+			fmt.Fprint(s.w, e.Output[i+len(progress):])
+		}
 		return
 	case "build-fail":
 		fmt.Fprintf(s.w, "FAIL  %s does not build\n%s", e.ImportPath, s.said(key))

@@ -43,6 +43,13 @@ func TestSummary(t *testing.T) {
 {"Action":"fail","Package":"p"}`,
 			want: []string{"p B did not end", "panic: test timed out"},
 		},
+		{
+			name: "a long test says how far it is",
+			in: `{"Action":"output","Package":"p","Test":"A","Output":"    a_test.go:3: progress: half way\n"}
+{"Action":"pass","Package":"p","Test":"A"}`,
+			want: []string{"half way\n", "1 tests passed"},
+			ok:   true,
+		},
 		{name: "no test at all", in: "", want: []string{"0 tests passed"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
