@@ -37,9 +37,10 @@ var tables = []table{
 	{"flows", []column{{"PROTOCOL", "protocol"}, {"SOURCE", "source"}, {"DESTINATION", "destination"}, {"ANSWERED BY", "answeredBy"}, {"STATE", "state"}, {"FRAMES", "frames"}, {"REPLIES", "replyFrames"}, {"IDLE", "idleSeconds"}}},
 	{"drops", []column{{"REASON", "name"}, {"POD", "pod"}, {"NODE", "node"}, {"PORT", "port"}, {"COUNT", "count"}}},
 	{"upkeep", []column{{"OBJECT", "object"}, {"PROBLEM", "problem"}, {"SINCE", "since"}, {"FOUND", "found"}, {"MENDED", "mended"}}},
+	{"processes", []column{{"NAME", "name"}, {"PID", "pid"}, {"GOROUTINES", "goroutines"}, {"HEAP", "heapBytes"}}},
 }
 
-const kindList = "nodes, pods, services, endpoints, routes, flows, drops or upkeep"
+const kindList = "nodes, pods, services, endpoints, routes, flows, drops, upkeep or processes"
 
 func kindNames() []string {
 	var names []string
@@ -59,7 +60,7 @@ func oneKind(_ *cobra.Command, args []string) error {
 // isKind takes the singular too.
 func isKind(arg, kind string) bool {
 	arg = strings.ToLower(arg)
-	return arg == kind || arg+"s" == kind
+	return arg == kind || arg+"s" == kind || arg+"es" == kind
 }
 
 func printTable(w io.Writer, kind string, rows [][]byte) error {

@@ -34,18 +34,26 @@ type view struct {
 	upkeep      *upkeep.Watch
 }
 
-const kindsOfRows = "nodes, pods, services, endpoints, listeners, routes, flows, drops or upkeep"
+const kindsOfRows = "nodes, pods, services, endpoints, listeners, routes, flows, drops, upkeep or processes"
 
 // rows lists one kind; singular names will do.
 func (v *view) rows(_ context.Context, kind string) ([]any, error) {
 	list := map[string]func() []any{
 		"node": v.nodes, "pod": v.pods, "service": v.services, "endpoint": v.endpoints, "listener": v.listeners,
-		"route": v.routes, "flow": v.flowRows, "drop": v.drops, "upkeep": v.upkeepRows,
-	}[strings.TrimSuffix(strings.ToLower(kind), "s")]
+		"route": v.routes, "flow": v.flowRows, "drop": v.drops, "upkeep": v.upkeepRows, "process": v.processes,
+	}[singular(kind)]
 	if list == nil {
 		return nil, &nodeapi.UnknownKindError{Kind: kind, Want: kindsOfRows}
 	}
 	return list(), nil
+}
+
+func singular(kind string) string {
+	kind = strings.ToLower(kind)
+	if kind == "process" || kind == "processes" {
+		return "process"
+	}
+	return strings.TrimSuffix(kind, "s")
 }
 
 type nodeRow struct {
