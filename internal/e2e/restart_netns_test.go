@@ -17,10 +17,11 @@ import (
 
 // watch is a connection over which a message goes back and forth all the time.
 type watch struct {
-	name string
-	conn net.Conn
-	stop chan struct{}
-	done chan struct{}
+	name  string
+	pause time.Duration // between two messages
+	conn  net.Conn
+	stop  chan struct{}
+	done  chan struct{}
 
 	mu      sync.Mutex
 	count   int
@@ -33,11 +34,16 @@ const watchPause = time.Millisecond
 
 func newWatch(t *testing.T, name string, from *lab.Namespace, to netip.AddrPort) *watch {
 	t.Helper()
+	return newWatchEvery(t, watchPause, name, from, to)
+}
+
+func newWatchEvery(t *testing.T, pause time.Duration, name string, from *lab.Namespace, to netip.AddrPort) *watch {
+	t.Helper()
 	conn, err := dial(from, "tcp", netip.AddrPort{}, to)
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	w := &watch{name: name, conn: conn, stop: make(chan struct{}), done: make(chan struct{})}
+	w := &watch{name: name, pause: pause, conn: conn, stop: make(chan struct{}), done: make(chan struct{})}
 	t.Cleanup(func() { conn.Close(); <-w.done })
 	go w.run()
 	return w
@@ -45,7 +51,7 @@ func newWatch(t *testing.T, name string, from *lab.Namespace, to netip.AddrPort)
 
 func (w *watch) run() {
 	defer close(w.done)
-	tick := time.NewTicker(watchPause)
+	tick := time.NewTicker(w.pause)
 	defer tick.Stop()
 	sent, got := make([]byte, 64), make([]byte, 64)
 	for n := 0; ; n++ {
@@ -89,7 +95,7 @@ func (w *watch) lap(ctx context.Context) (time.Duration, error) {
 		}
 		w.mu.Unlock()
 		select {
-		case <-time.After(watchPause):
+		case <-time.After(w.pause):
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%s: nothing went through: %w", w.name, context.Cause(ctx))
 		}

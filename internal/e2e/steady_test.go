@@ -21,6 +21,7 @@ type steady struct {
 	t               *testing.T
 	name            string
 	client, witness *lab.Process
+	begun           time.Time
 }
 
 const (
@@ -28,8 +29,9 @@ const (
 	steadyConnections = 2
 )
 
-// newSteady begins, from a pod to another, which it knows by the address to.
-func newSteady(c *cluster, name string, from, server *lab.Pod, to netip.AddrPort) *steady {
+// newSteady begins, from a pod to another, which it knows by the address to. More
+// args change the rates.
+func newSteady(c *cluster, name string, from, server *lab.Pod, to netip.AddrPort, args ...string) *steady {
 	t := c.t
 	t.Helper()
 	program := filepath.Join(labtest.BinDir(t), "vswitch-bench")
@@ -48,7 +50,7 @@ func newSteady(c *cluster, name string, from, server *lab.Pod, to netip.AddrPort
 		}
 		return err
 	})
-	client, err := from.Start(lab.Command{Name: "steady", Path: program, Args: []string{"load", "steady", "--to", to.String()}})
+	client, err := from.Start(lab.Command{Name: "steady", Path: program, Args: append([]string{"load", "steady", "--to", to.String()}, args...)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +62,7 @@ func newSteady(c *cluster, name string, from, server *lab.Pod, to netip.AddrPort
 		}
 		return nil
 	})
-	return &steady{t, name, client, witness}
+	return &steady{t, name, client, witness, time.Now()}
 }
 
 // end stops both sides. Every connection must have lived; it returns how many
