@@ -153,6 +153,10 @@ const (
 	electionMillis = 200
 )
 
+// clientPing is how long a client may be silent before it is asked whether it is
+// there, and how long it may take to answer.
+const clientPing = 5 * time.Second
+
 // quotaBytes is how large the store may grow. An object is about a kilobyte.
 const quotaBytes = 4 << 30
 
@@ -204,6 +208,9 @@ func (c *Config) etcd(ctx context.Context, w io.Writer) (*embed.Config, error) {
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapcore.NewCore(
 		zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(w), zap.WarnLevel)))
 
+	// A node that vanished, or goes on from another address, leaves connections that the
+	// store would wait for when it stops.
+	ec.GRPCKeepAliveInterval, ec.GRPCKeepAliveTimeout = clientPing, clientPing
 	ec.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(endStreams(ctx))}
 
 	// The only member has no peer to listen to. It must have an address all the same.
