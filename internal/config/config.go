@@ -50,7 +50,7 @@ type Config struct {
 	StateDir     string
 	TakeOver     bool // take the place of the daemon that runs on StateDir
 	ConfigFile   string
-	UnderlayNote string // how Underlay was found when it was not given; for the log
+	UnderlayNote string // how Underlay was found; empty: it was given
 }
 
 // Store says where the cluster's state is kept.

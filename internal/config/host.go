@@ -85,14 +85,8 @@ func (thisHost) name() (string, error) { return os.Hostname() }
 // documentation ranges (RFC 5737, RFC 3849): that is the default route's. No
 // packet is sent by connecting a datagram socket.
 func (thisHost) underlay() (netip.Addr, string) {
-	for _, outside := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
-		conn, err := net.Dial("udp", outside)
-		if err != nil {
-			continue
-		}
-		a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-		conn.Close()
-		if a.IsGlobalUnicast() {
+	for _, v6 := range []bool{false, true} {
+		if a, ok := DefaultUnderlay(v6); ok {
 			return a, "default route"
 		}
 	}
@@ -106,6 +100,22 @@ func (thisHost) underlay() (netip.Addr, string) {
 		}
 	}
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1}), "no network; other nodes can't reach this one"
+}
+
+// DefaultUnderlay is the address of a family that the kernel sends from by the default
+// route, if there is one.
+func DefaultUnderlay(v6 bool) (netip.Addr, bool) {
+	outside := "192.0.2.1:9"
+	if v6 {
+		outside = "[2001:db8::1]:9"
+	}
+	conn, err := net.Dial("udp", outside)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	defer conn.Close()
+	a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	return a, a.IsGlobalUnicast()
 }
 
 func (thisHost) socket() (string, error) { return apiv1.DefaultSocket() }

@@ -28,6 +28,8 @@ type RunConfig struct {
 	Wrapper []string
 	// Files are its descriptors from 3 on.
 	Files []*os.File
+	// FindUnderlay leaves the underlay address for the daemon to find.
+	FindUnderlay bool
 }
 
 // ready is how the line begins by which the daemon says so.
@@ -56,9 +58,11 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 	if err := os.MkdirAll(n.StateDir(), 0o700); err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	args := []string{"run", "--node", n.Host, "--underlay", n.Underlay().String(),
-		"--socket", n.Socket(), "--state-dir", n.StateDir(),
+	args := []string{"run", "--node", n.Host, "--socket", n.Socket(), "--state-dir", n.StateDir(),
 		"--runtime-dir", filepath.Join(runtimeDir(n.lab.Suffix), n.Host)}
+	if !c.FindUnderlay {
+		args = append(args, "--underlay", n.Underlay().String())
+	}
 	if c.Store != "" {
 		args = append(args, "--store", c.Store)
 	}

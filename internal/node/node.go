@@ -259,6 +259,9 @@ func (n *node) openTunnel() error {
 		return err
 	}
 	n.onClose(n.tunnel.Close)
+	if err := n.forgetTunnels(); err != nil {
+		return err
+	}
 	n.facts = control.NodeFacts{
 		Underlays: n.cfg.Underlay, UDPPorts: n.tunnel.Ports(), VNI: vxlan.DefaultVNI, VTEPMAC: mac,
 		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI), Zone: n.cfg.Zone,

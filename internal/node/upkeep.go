@@ -30,7 +30,8 @@ func (n *node) belongings() []upkeep.Object {
 		n.stateFile(snapshotFile, n.resave),
 		{Name: "API socket", Check: func() error { return n.api.InPlace() }, Mend: func() error { return n.api.Restore() }},
 		{Name: "descriptor socket", Check: func() error { return n.descriptors.InPlace() }, Mend: func() error { return n.descriptors.Restore() }},
-		{Name: "interfaces of pods", Check: n.checkPods},
+		n.underlayObject(),
+		{Name: "interfaces of pods", Check: n.checkPods()},
 		{Name: "routes of the attached host", Check: n.checkHost},
 	}
 	if n.cfg.Store.Embedded() {
@@ -75,19 +76,29 @@ func (n *node) resave() error {
 	return errors.New("the last good state is written once the store has answered")
 }
 
-// checkPods names the pods whose interface is gone or not here yet.
-func (n *node) checkPods() error {
-	var wrong []string
-	for _, a := range n.attachments.List() {
-		if a.State == attach.Detached {
-			wrong = append(wrong, fmt.Sprintf("%s/%s: %s", a.Pod.Namespace, a.Pod.Name, a.Problem))
+// checkPods names the pods whose interface is gone or not here yet, at the second look:
+// one that is being deleted loses its interface a moment before the daemon is told.
+func (n *node) checkPods() func() error {
+	before := map[attach.Key]bool{}
+	return func() error {
+		var wrong []string
+		detached := map[attach.Key]bool{}
+		for _, a := range n.attachments.List() {
+			if a.State != attach.Detached {
+				continue
+			}
+			detached[a.Key] = true
+			if before[a.Key] {
+				wrong = append(wrong, fmt.Sprintf("%s/%s: %s", a.Pod.Namespace, a.Pod.Name, a.Problem))
+			}
 		}
+		before = detached
+		if len(wrong) == 0 {
+			return nil
+		}
+		slices.Sort(wrong)
+		return errors.New(strings.Join(wrong, "; "))
 	}
-	if len(wrong) == 0 {
-		return nil
-	}
-	slices.Sort(wrong)
-	return errors.New(strings.Join(wrong, "; "))
 }
 
 // checkHost looks at the routes of hosts that were attached by `vswitch host attach`,

@@ -267,8 +267,19 @@ func (t *Tunnel) keep(conns [][]*udp.Conn) error {
 	return nil
 }
 
+const keptPrefix = "tunnel/"
+
 func keptName(local netip.AddrPort) string {
-	return fmt.Sprintf("tunnel/%s/%d", strings.ReplaceAll(local.Addr().String(), ":", "-"), local.Port())
+	return fmt.Sprintf("%s%s/%d", keptPrefix, strings.ReplaceAll(local.Addr().String(), ":", "-"), local.Port())
+}
+
+// KeptAt tells of which underlay address a socket is that some tunnel gave its Keeper;
+// false: the name is none of a tunnel's.
+func KeptAt(name string) (netip.Addr, bool) {
+	rest, ok := strings.CutPrefix(name, keptPrefix)
+	text, _, slash := strings.Cut(rest, "/")
+	a, err := netip.ParseAddr(strings.ReplaceAll(text, "-", ":"))
+	return a, ok && slash && err == nil
 }
 
 func (t *Tunnel) listenPort(us []underlay, port uint16) ([]*udp.Conn, error) {
