@@ -49,13 +49,16 @@ func TestWhatIsTakenAwayIsMendedOrReported(t *testing.T) {
 		}
 	}
 	lap("before")
-	for _, path := range []string{a.Socket(), a.Socket() + ".fds", filepath.Join(a.StateDir(), "lock")} {
+	files := []string{a.Socket(), a.Socket() + ".fds", filepath.Join(a.StateDir(), "lock")}
+	for _, path := range files {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		c.within(upkeepBound, path+" is back", func() error { _, err := os.Lstat(path); return err })
-		lap(path)
 	}
+	for _, path := range files {
+		c.within(upkeepBound, path+" is back", func() error { _, err := os.Lstat(path); return err })
+	}
+	lap("the files are back")
 	late := c.pod(0, "late", nil) // through both sockets
 	if err := ping(late, c.b1.IPv4, 2); err != nil {
 		t.Error(err)
