@@ -62,26 +62,22 @@ type Sources struct {
 	// Ready reports whether a pod added now would be connected.
 	Ready   func() bool
 	Control func() control.Figures
+	// Programming is how long changes of endpoints took to reach the dataplane.
+	Programming *control.Histogram
 	// Restarts is how often the dataplane was started anew under its keeper.
 	Restarts func() uint64
 }
 
 // Set is the daemon's metrics.
 type Set struct {
-	registry    *prometheus.Registry
-	calls       *prometheus.HistogramVec
-	attach      prometheus.Histogram
-	programming prometheus.Histogram
-	log         *slog.Logger
+	registry *prometheus.Registry
+	calls    *prometheus.HistogramVec
+	attach   prometheus.Histogram
+	log      *slog.Logger
 }
 
-// Buckets. An ADD takes milliseconds and may wait for a disk; a change is programmed
-// within tens of milliseconds of the API server's word, whose clock is another and
-// whose controllers may take a second themselves.
-var (
-	callBuckets        = []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5}
-	programmingBuckets = []float64{.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30}
-)
+// callBuckets: an ADD takes milliseconds and may wait for a disk.
+var callBuckets = []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5}
 
 // New makes the metrics of a daemon.
 func New(s Sources, log *slog.Logger) *Set {
@@ -97,14 +93,9 @@ func New(s Sources, log *slog.Logger) *Set {
 			Help:    "Time from the CNI plugin's request for a pod until the pod's interface is connected.",
 			Buckets: callBuckets,
 		}),
-		programming: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "vswitch_endpoints_programming_duration_seconds",
-			Help:    "Time from the change of a pod or a service, as its EndpointSlice's last-change-trigger-time says, until this node goes by it.",
-			Buckets: programmingBuckets,
-		}),
 	}
 	m.registry.MustRegister(
-		&collector{s: s}, m.calls, m.attach, m.programming,
+		&collector{s: s}, m.calls, m.attach,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -117,12 +108,6 @@ func (m *Set) Called(method, code string, d time.Duration) {
 
 // Attached records that a pod is connected, d after its plugin asked.
 func (m *Set) Attached(d time.Duration) { m.attach.Observe(d.Seconds()) }
-
-// Programmed records that the dataplane goes by a change that was made at a time.
-// Clocks of two machines differ: one from the future counts as none.
-func (m *Set) Programmed(changed time.Time) {
-	m.programming.Observe(max(0, time.Since(changed).Seconds()))
-}
 
 // maxScrapes are answered at once.
 const maxScrapes = 4
@@ -142,13 +127,25 @@ type collector struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	to <- programming
 	for _, f := range families {
 		to <- f.desc
 	}
 }
 
+var programming = prometheus.NewDesc("vswitch_endpoints_programming_duration_seconds",
+	"Time from the change of a pod or a service, as its EndpointSlice's last-change-trigger-time says, until this node goes by it.", nil, nil)
+
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(to chan<- prometheus.Metric) {
+	counts, sum := c.s.Programming.Buckets()
+	within, all := map[float64]uint64{}, uint64(0)
+	for _, b := range counts {
+		if all = b.Count; b.AtMost != 0 {
+			within[b.AtMost.Seconds()] = b.Count
+		}
+	}
+	to <- prometheus.MustNewConstHistogram(programming, all, sum.Seconds(), within)
 	s := once(c.s)
 	for _, f := range families {
 		f.read(&s, func(v float64, labels ...string) {

@@ -50,7 +50,8 @@ func sources() Sources {
 		Control: func() control.Figures {
 			return control.Figures{Reachable: true, Objects: map[control.Kind]int{control.KindPod: 2}}
 		},
-		Restarts: func() uint64 { return 1 },
+		Programming: &control.Histogram{},
+		Restarts:    func() uint64 { return 1 },
 	}
 }
 
@@ -62,7 +63,7 @@ func newSet(s Sources) *Set {
 	m := New(s, slog.New(slog.DiscardHandler))
 	m.Called("AddPod", "OK", 3*time.Millisecond)
 	m.Attached(4 * time.Millisecond)
-	m.Programmed(time.Now().Add(time.Hour)) // from another clock
+	s.Programming.Observe(30 * time.Millisecond)
 	return m
 }
 

@@ -38,7 +38,7 @@ func (n *node) openMetrics() error {
 		},
 		Attachments: n.attachmentsByState, FreeAddresses: n.freeAddresses,
 		Ready:   func() bool { return n.readiness().Reason == "" },
-		Control: n.controller.Figures, Restarts: n.restarts,
+		Control: n.controller.Figures, Programming: n.controller.ProgrammingLatency(), Restarts: n.restarts,
 	}, n.log)
 	return nil
 }
