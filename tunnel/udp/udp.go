@@ -60,7 +60,8 @@ func (a Addr) String() string { return netip.AddrPortFrom(a.IP.Netip(), a.Port).
 type Config struct {
 	// Local is the address to send from and receive at; port 0 takes a free one. No wildcard.
 	Local netip.AddrPort
-	// Socket is one that is bound to Local already, kept from before; 0: a new one is
+	// Socket is one that is bound to Local already, kept from before or opened by another
+	// process; 0: a new one is
 	// opened. Listen takes it over, also when it fails.
 	Socket int
 	// BufferBytes is the size of the socket's buffers; 0: DefaultBufferBytes.
@@ -209,7 +210,6 @@ func (c *Conn) setOptions(cfg *Config) error {
 	}
 	if c.v6 {
 		required = [][3]int{
-			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1},
@@ -218,12 +218,15 @@ func (c *Conn) setOptions(cfg *Config) error {
 		// IPv4. Ours always have one. Without the option (Linux 3.16) they are dropped.
 		_ = unix.SetsockoptInt(c.fd, unix.IPPROTO_UDP, udpNoCheck6Rx, 1)
 	}
+	if c.v6 && cfg.Socket == 0 { // one that is bound already says EINVAL
+		required = append(required, [3]int{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1})
+	}
 	for _, o := range required {
 		if err := unix.SetsockoptInt(c.fd, o[0], o[1], o[2]); err != nil {
 			return os.NewSyscallError(fmt.Sprintf("setsockopt level %d option %d", o[0], o[1]), err)
 		}
 	}
-	c.sizeBuffers(cfg.BufferBytes)
+	c.sizeBuffers(cfg)
 	if cfg.Offload {
 		// Both are absent before Linux 4.18 (send) and 5.0 (receive); every datagram then goes alone.
 		c.gso = unix.SetsockoptInt(c.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 0) == nil
@@ -238,18 +241,16 @@ func (c *Conn) setOptions(cfg *Config) error {
 	return nil
 }
 
-// sizeBuffers asks for n bytes each way, past the system's limit where the
-// process may (CAP_NET_ADMIN), up to it otherwise. A small buffer is no error:
-// it costs packets only under load.
-func (c *Conn) sizeBuffers(n int) {
-	if n == 0 {
-		n = DefaultBufferBytes
-	}
-	if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, n) != nil {
-		_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, n)
-	}
-	if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, n) != nil {
-		_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, n)
+// sizeBuffers asks for cfg.BufferBytes each way, past the system's limit where the
+// process may (CAP_NET_ADMIN), up to it otherwise. A small buffer is no error: it costs
+// packets only under load. A socket that is given may have had more than this process
+// may ask for: it keeps that.
+func (c *Conn) sizeBuffers(cfg *Config) {
+	n := cmp.Or(cfg.BufferBytes, DefaultBufferBytes)
+	for _, o := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
+		if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, o[0], n) != nil && cfg.Socket == 0 {
+			_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, o[1], n)
+		}
 	}
 }
 

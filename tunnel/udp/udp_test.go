@@ -244,6 +244,44 @@ func TestSenderSharesThePort(t *testing.T) {
 	}
 }
 
+// TestASocketKeptGoesOn takes over a socket, with what came in meanwhile and with the
+// buffers it has, which this process may not be allowed to ask for.
+func TestASocketKeptGoesOn(t *testing.T) {
+	forEachFamily(t, func(t *testing.T, local netip.Addr) {
+		before := listen(t, local, true)
+		have, err := unix.GetsockoptInt(before.FD(), unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, err := unix.FcntlInt(uintptr(before.FD()), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := before.Local()
+		before.Close()
+		from, err := net.Dial("udp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		if _, err := from.Write([]byte("meanwhile")); err != nil {
+			t.Fatal(err)
+		}
+		after, err := udp.Listen(udp.Config{Local: at, Socket: kept, Offload: true, BufferBytes: 4096})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer after.Close()
+		if got, _ := receive(t, after, 1); string(got[0].data) != "meanwhile" {
+			t.Errorf("got %q", got[0].data)
+		}
+		now, err := unix.GetsockoptInt(after.FD(), unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if mayForce := unix.SetsockoptInt(after.FD(), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4096) == nil; err != nil || !mayForce && now != have {
+			t.Errorf("the buffer had %d bytes and has %d, %v", have, now, err)
+		}
+	})
+}
+
 func TestListenRefusesNonsense(t *testing.T) {
 	taken := listen(t, loopbacks["IPv4"], false)
 	tests := []struct {
