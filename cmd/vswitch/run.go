@@ -10,10 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"vswitch/control/embedded"
+	"vswitch/internal/bound"
 	"vswitch/internal/config"
 	"vswitch/internal/keeper"
 	"vswitch/internal/node"
 	"vswitch/internal/sdnotify"
+	"vswitch/tunnel/udp"
 )
 
 func newRun() *cobra.Command {
@@ -66,6 +68,8 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	// More than a start needs: another underlay address, or more workers, may come.
+	stock := bound.NewStock(2*cfg.Workers, udp.DefaultBufferBytes)
 	if err := confineKeeper(&cfg, program, log); err != nil {
 		return err
 	}
@@ -74,7 +78,7 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	defer signal.Stop(restart)
 	kc := keeper.Config{
 		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
-		Restart: restart, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Manager: manager, Log: log,
+		Restart: restart, Stock: stock, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Manager: manager, Log: log,
 	}
 	if manager.KeepsDescriptors() {
 		if kc.Store, err = manager.NewStore(log); err != nil {

@@ -20,10 +20,11 @@ const backlog = 4096
 // and closed on exec. errors.Is tells unix.EADDRINUSE, a port that is taken, and
 // unix.EACCES, one that needs CAP_NET_BIND_SERVICE.
 func Open(network string, at netip.AddrPort) (fd int, err error) {
-	ip := at.Addr().Unmap()
-	if !ip.IsValid() || ip.IsUnspecified() {
-		return -1, fmt.Errorf("bind %v: want an address of this host", at)
+	sa, err := sockaddr(at)
+	if err != nil {
+		return -1, err
 	}
+	ip := at.Addr().Unmap()
 	kind := unix.SOCK_STREAM
 	switch network {
 	case "tcp":
@@ -32,11 +33,9 @@ func Open(network string, at netip.AddrPort) (fd int, err error) {
 	default:
 		return -1, fmt.Errorf("bind %v: network %q, want tcp or udp", at, network)
 	}
-	family, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: ip.As16()})
+	family := unix.AF_INET6
 	if ip.Is4() {
-		sa = &unix.SockaddrInet4{Port: int(at.Port()), Addr: ip.As4()}
-	} else {
-		family = unix.AF_INET6
+		family = unix.AF_INET
 	}
 	if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return -1, fmt.Errorf("bind %v: socket: %w", at, err)
@@ -45,6 +44,18 @@ func Open(network string, at netip.AddrPort) (fd int, err error) {
 		return -1, errors.Join(fmt.Errorf("bind %v: %w", at, err), unix.Close(fd))
 	}
 	return fd, nil
+}
+
+// sockaddr refuses what is no address of one host.
+func sockaddr(at netip.AddrPort) (unix.Sockaddr, error) {
+	ip := at.Addr().Unmap()
+	switch {
+	case !ip.IsValid() || ip.IsUnspecified():
+		return nil, fmt.Errorf("bind %v: want an address of this host", at)
+	case ip.Is4():
+		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: ip.As4()}, nil
+	}
+	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: ip.As16()}, nil
 }
 
 func setUp(fd, kind int, ip netip.Addr, sa unix.Sockaddr) error {

@@ -160,6 +160,13 @@ func (r *refusal) Unwrap() error {
 // Bind has the keeper open a socket that this process may not, "tcp", listening, or
 // "udp", and returns it. errors.Is tells why it could not, as of bound.Open.
 func (c *Client) Bind(network string, at netip.AddrPort) (fd int, err error) {
+	return c.bind(network, at)
+}
+
+// BindTunnel has the keeper open a UDP socket with buffers as large as it was allowed.
+func (c *Client) BindTunnel(at netip.AddrPort) (fd int, err error) { return c.bind(tunnelNetwork, at) }
+
+func (c *Client) bind(network string, at netip.AddrPort) (fd int, err error) {
 	_, fds, err := c.ask(request{Op: opBind, Bind: &bind{network, at}}, nil)
 	if err == nil && len(fds) != 1 {
 		closeAll(fds)

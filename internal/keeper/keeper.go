@@ -34,6 +34,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/bound"
 	"vswitch/internal/fdstore"
 	"vswitch/internal/resident"
 )
@@ -79,6 +80,8 @@ type Config struct {
 	// until it is told to stop: who starts daemons that way would start it again if it
 	// ended, and it would take the place back.
 	TakeOver bool
+	// Stock is where the tunnel's sockets come from. Nil: an empty one.
+	Stock *bound.Stock
 	// Embedded starts the embedded store, which ends with the keeper. Nil: there is none.
 	Embedded func() (Embedded, error)
 	Log      *slog.Logger
@@ -110,7 +113,8 @@ type child struct {
 	begin     chan struct{} // closed when it may begin
 	ready     chan struct{} // closed when it said that it is
 	renew     chan struct{} // the keeper's: a token for a planned restart
-	embedded  *embedded     // the keeper's
+	stock     *bound.Stock
+	embedded  *embedded // the keeper's
 	readyOnce sync.Once
 	readyAt   time.Time     // valid once ready is closed
 	exited    chan struct{} // closed when it has ended
@@ -137,6 +141,10 @@ func Run(ctx context.Context, cfg Config) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	k := &keeper{cfg: cfg, store: cfg.Store, renew: make(chan struct{}, 1), embedded: embedded{start: cfg.Embedded}}
+	if k.cfg.Stock == nil {
+		k.cfg.Stock = &bound.Stock{}
+	}
+	defer k.cfg.Stock.Close()
 	if k.store == nil {
 		k.store = &fdstore.Memory{}
 	}
@@ -275,7 +283,7 @@ func (k *keeper) start() (*child, error) {
 	c := &child{
 		cmd:     exec.Command(command[0], command[1:]...),
 		waiting: make(chan struct{}), begin: make(chan struct{}), ready: make(chan struct{}),
-		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew, embedded: &k.embedded,
+		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew, embedded: &k.embedded, stock: k.cfg.Stock,
 	}
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.cmd.Env = append(os.Environ(), versionEnv+"="+version, startsEnv+"="+strconv.FormatUint(k.starts, 10))

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/bound"
 	"vswitch/internal/fdstore"
 )
 
@@ -238,7 +239,7 @@ func TestASuccessorThatRefusesLeavesTheOneBefore(t *testing.T) {
 // pair is a client of a keeper without processes.
 func pair(t *testing.T) *Client {
 	t.Helper()
-	return pairOf(t, &child{})
+	return pairOf(t, &child{stock: &bound.Stock{}})
 }
 
 // pairOf is a client that speaks to the keeper as one child.
@@ -321,6 +322,19 @@ func TestTheKeeperBindsForItsChild(t *testing.T) {
 	defer taken.Close()
 	if _, err := c.Bind("tcp", taken.Addr().(*net.TCPAddr).AddrPort()); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "keeper: bind 127.0.0.1:") {
 		t.Errorf("a port that is taken: %v, want %v", err, unix.EADDRINUSE)
+	}
+	tunnel, err := c.BindTunnel(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(tunnel)
+	sa, err := unix.Getsockname(tunnel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(sa.(*unix.SockaddrInet4).Port))
+	if _, err := c.BindTunnel(at); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("a port that is taken: %v, want EADDRINUSE", err)
 	}
 	for _, bad := range []bind{{"tcp", netip.AddrPort{}}, {"tcp", netip.MustParseAddrPort("0.0.0.0:80")}, {"raw", netip.MustParseAddrPort("127.0.0.1:0")},
 		{"tcp", netip.MustParseAddrPort("192.0.2.1:80")}} {

@@ -14,11 +14,15 @@ import (
 )
 
 // bind is a socket that only the keeper may open: the dataplane gave up the
-// capability for ports below 1024 (CAP_NET_BIND_SERVICE).
+// capability for ports below 1024 (CAP_NET_BIND_SERVICE), and the one for buffers
+// beyond the system's limit (CAP_NET_ADMIN).
 type bind struct {
-	Network string         `json:"network"` // "tcp" or "udp"
+	Network string         `json:"network"` // "tcp", "udp" or tunnelNetwork
 	Addr    netip.AddrPort `json:"addr"`
 }
+
+// tunnelNetwork is UDP by a socket of Config.Stock.
+const tunnelNetwork = "tunnel"
 
 // serve answers a child until it hangs up.
 func (c *child) serve(conn *net.UnixConn, s fdstore.Store) {
@@ -65,7 +69,7 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 		}
 	case opBind:
 		var fd int
-		if fd, err = open(q.Bind); err == nil {
+		if fd, err = c.open(q.Bind); err == nil {
 			out = []int{fd}
 		}
 	case opStore:
@@ -97,9 +101,12 @@ func page(s fdstore.Store, behind string) (names []string, more bool, err error)
 	return all[:n], n < len(all), nil
 }
 
-func open(b *bind) (fd int, err error) {
-	if b == nil {
+func (c *child) open(b *bind) (fd int, err error) {
+	switch {
+	case b == nil:
 		return -1, errors.New("bind: want an address")
+	case b.Network == tunnelNetwork:
+		return c.stock.Open(b.Addr)
 	}
 	return bound.Open(b.Network, b.Addr)
 }

@@ -63,6 +63,8 @@ type Keeper interface {
 	Starts() uint64
 	// Bind opens a socket that this process may not.
 	Bind(network string, at netip.AddrPort) (fd int, err error)
+	// BindTunnel opens a UDP socket with large buffers.
+	BindTunnel(at netip.AddrPort) (fd int, err error)
 	// StartStore has the embedded store run.
 	StartStore() error
 }
@@ -250,12 +252,15 @@ func (n *node) openTunnel() error {
 	}
 	// Every TAP takes merged datagrams and CWR segments: where its kernel doesn't,
 	// the queue does the work (package tap).
-	n.tunnel, err = n.listenTunnel(vxlan.Config{
+	config := vxlan.Config{
 		Underlays: n.cfg.Underlay, Port: n.cfg.UDPPort, Sockets: n.cfg.Workers, VNI: vxlan.DefaultVNI,
 		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI),
 		MAC:        mac, Offload: n.cfg.Offload, USO: true, TSOECN: true, PodMTUBytes: min(n.mtuBytes, n.tunnelMTU), Keeper: n.fds, Log: n.log,
-	})
-	if err != nil {
+	}
+	if n.opt.Keeper != nil {
+		config.Bind = n.opt.Keeper.BindTunnel
+	}
+	if n.tunnel, err = n.listenTunnel(config); err != nil {
 		return err
 	}
 	n.onClose(n.tunnel.Close)

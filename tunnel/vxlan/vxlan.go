@@ -67,6 +67,9 @@ type Config struct {
 	BufferBytes int
 	// Keeper keeps the sockets beyond this process; nil: they end with it.
 	Keeper Keeper
+	// Bind opens a UDP socket, where this process may not, or not with buffers as large.
+	// Nil: this process does.
+	Bind func(local netip.AddrPort) (fd int, err error)
 	// Log gets state changes; nil: slog.Default().
 	Log *slog.Logger
 }
@@ -308,6 +311,13 @@ func (t *Tunnel) listenOn(local netip.AddrPort) (*udp.Conn, error) {
 		if fds, err := t.cfg.Keeper.Get(keptName(local)); err == nil {
 			cfg.Socket = fds[0]
 		}
+	}
+	if cfg.Socket == 0 && t.cfg.Bind != nil {
+		fd, err := t.cfg.Bind(local)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Socket = fd
 	}
 	return udp.Listen(cfg)
 }
