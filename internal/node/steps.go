@@ -394,6 +394,7 @@ func (n *node) startControl() error {
 	if err := n.ports.sw.Load().Start(); err != nil {
 		return err
 	}
+	n.start("resets of what ended with the process before", n.resetOrphans)
 	n.store.LoadPods(pods)
 	n.start("store", func(ctx context.Context) error { return n.store.Run(ctx, n.controller) })
 	return nil

@@ -116,6 +116,21 @@ func PutTCPReset(dst, b []byte, h *Headers) int {
 	return n + TCPBytes
 }
 
+// PutTCPAck writes a segment that carries an acknowledgment and nothing else.
+func PutTCPAck(dst []byte, src *Addr, srcPort uint16, to *Addr, toPort uint16, seq, ack uint32) int {
+	v6 := !src.Is4()
+	n := putIP(dst, v6, ProtoTCP, answerTTL, src, to, TCPBytes)
+	l4 := dst[n : n+TCPBytes]
+	clear(l4)
+	binary.BigEndian.PutUint16(l4, srcPort)
+	binary.BigEndian.PutUint16(l4[2:], toPort)
+	binary.BigEndian.PutUint32(l4[4:], seq)
+	binary.BigEndian.PutUint32(l4[8:], ack)
+	l4[12], l4[13] = TCPBytes/4<<4, ACK
+	putChecksum(l4, 16, v6, ProtoTCP, src, to)
+	return n + TCPBytes
+}
+
 // PutNeighborAdvert writes the answer to the neighbour solicitation with headers
 // h: target is at mac (RFC 4861 section 4.4; flags router, solicited, override).
 // To a solicitation without source, that is a probe for duplicates, the answer

@@ -102,6 +102,23 @@ func TestPutICMPError(t *testing.T) {
 	}
 }
 
+func TestPutTCPAck(t *testing.T) {
+	for _, tt := range []struct{ src, dst Addr }{
+		{gateway4, AddrFrom(netip.MustParseAddr("10.0.0.2"))},
+		{gateway6, AddrFrom(netip.MustParseAddr("2001:db8::2"))},
+	} {
+		ip := make([]byte, IPv6Bytes+TCPBytes)
+		n := PutTCPAck(ip, &tt.src, 80, &tt.dst, 4096, 0x01020304, 0x05060708)
+		b, h := framed(t, ip[:n])
+		if h.Src != tt.src || h.Dst != tt.dst || h.SrcPort != 80 || h.DstPort != 4096 || h.TCPFlags != ACK || h.PayloadOff != h.End {
+			t.Errorf("composed %+v", h)
+		}
+		if got, want := b[h.L4Off+4:h.L4Off+12], []byte{1, 2, 3, 4, 5, 6, 7, 8}; !bytes.Equal(got, want) {
+			t.Errorf("sequence numbers %x, want %x", got, want)
+		}
+	}
+}
+
 func TestPutTCPReset(t *testing.T) {
 	const ports = "03e8 0050 "
 	for _, tt := range []struct {

@@ -134,7 +134,9 @@ func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.(*net.TCPConn), nil
+	conn := c.(*net.TCPConn)
+	mark(conn)
+	return conn, nil
 }
 
 var hostKeepAlive = net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount}

@@ -29,6 +29,7 @@
 //	dns.go       the node's own DNS server
 //	proxy.go     services whose connections end here; proxy_header.go, proxy_pair.go
 //	refuse.go    resets and ICMP errors
+//	orphan.go    connections of an earlier process
 //	service.go   what a service is
 //	service_table.go, service_index.go  where services are found
 //	service_pool.go  which endpoint a flow gets

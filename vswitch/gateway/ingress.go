@@ -109,8 +109,21 @@ func (g *Gateway) joinHosts(client, server *net.TCPConn, endpoint backend) {
 	up.Go(func() { copyHalf(server, client) })
 	copyHalf(client, server)
 	up.Wait()
-	client.Close()
-	server.Close()
+	finish(client)
+	finish(server)
+}
+
+// A host connection under way is marked (mark) so that it ends with a reset whenever it
+// is closed, which the kernel does when this process dies: half of what was sent
+// must not look like all of it. One whose two directions have ended in order is closed
+// in order (finish), which lets the last bytes arrive.
+
+func mark(c *net.TCPConn) { c.SetLinger(0) }
+
+// finish closes a connection in order.
+func finish(c *net.TCPConn) {
+	c.SetLinger(-1)
+	c.Close()
 }
 
 // reset closes a connection with a reset rather than an orderly end.

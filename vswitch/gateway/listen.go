@@ -47,6 +47,7 @@ func (l *listeners) accept(from *net.TCPListener, e *entrance) {
 		switch {
 		case err == nil:
 			c.SetKeepAliveConfig(hostKeepAlive) // a client that has gone already is noticed later
+			mark(c)
 			l.serving.Go(func() { l.g.serveClient(c, e) })
 		case errors.Is(err, net.ErrClosed):
 			return

@@ -51,7 +51,7 @@ func (s *splice) run() {
 		s.join()
 	}
 	s.pod.close()
-	s.host.Close()
+	finish(s.host)
 }
 
 func (s *splice) join() {
