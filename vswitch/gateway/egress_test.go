@@ -101,6 +101,28 @@ func TestHalfCloseReachesTheOtherSide(t *testing.T) {
 	}
 }
 
+// A pod whose server closed first has nothing to wait for, and may take the port again:
+// Linux comes back to one after some 3,000 connections to a server.
+func TestAPortIsTakenAgainSoon(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam family) {
+		_, n := start(t, nil)
+		to := hostServer(t, fam, func(c *net.TCPConn) { c.Close() })
+		pod := n.Pod(fam.pod.String())
+		from := netip.AddrPortFrom(fam.pod, 40000)
+		for i := range 3 {
+			c, err := pod.DialTCPFrom(soon(t), from, to)
+			if err != nil {
+				t.Fatalf("connection %d: %v", i+1, err)
+			}
+			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+				t.Fatalf("connection %d: read %v, want the end", i+1, err)
+			}
+			c.Close()
+			time.Sleep(2 * timeWait) // of the gateway's, which nobody outside can see end
+		}
+	})
+}
+
 func TestResetReachesTheOtherSide(t *testing.T) {
 	t.Run("host resets", func(t *testing.T) {
 		g, n := start(t, nil)

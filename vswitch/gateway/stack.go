@@ -38,10 +38,14 @@ const (
 	bufferMaxBytes     = 8 << 20
 )
 
-// timeWait is how long a closed connection's tuple rests. RFC 9293 section 3.4.2
-// wants twice the maximum segment lifetime; between here and a pod no segment
-// lives for seconds, and each resting tuple keeps a port of the router address.
-const timeWait = 10 * time.Second
+// timeWait is how long the tuple of a connection rests that this side closed first. RFC
+// 9293 section 3.4.2 wants twice the longest life of a segment; between here and a pod of
+// this node that is less than a millisecond, and between nodes few. It is no more than
+// needed, since the netstack drops a SYN that comes meanwhile, without a word: Linux takes
+// a port again at once whose server closed first, after some 3,000 connections to it, and
+// then waited for seconds. Nothing is lost should a last acknowledgement be: the
+// pod's FIN, sent again, is answered by a reset, and it had nothing more to hear.
+const timeWait = 50 * time.Millisecond
 
 // newStack makes the netstack: it takes packets for any destination and sends
 // with any source, since it stands for the whole world. It owns no address, so

@@ -104,6 +104,11 @@ func (p *Pod) DialTCP(ctx context.Context, dst netip.AddrPort) (*gonet.TCPConn, 
 	return gonet.DialContextTCP(ctx, p.Stack, fullAddress(dst), protocolOf(dst.Addr()))
 }
 
+// DialTCPFrom connects from a port of the pod's choice.
+func (p *Pod) DialTCPFrom(ctx context.Context, src, dst netip.AddrPort) (*gonet.TCPConn, error) {
+	return gonet.DialTCPWithBind(ctx, p.Stack, fullAddress(src), fullAddress(dst), protocolOf(dst.Addr()))
+}
+
 // ListenTCP accepts connections at addr.
 func (p *Pod) ListenTCP(addr netip.AddrPort) net.Listener {
 	p.t.Helper()
