@@ -40,6 +40,9 @@ type ControllerConfig struct {
 	Dataplane Dataplane
 	Save      func(iter.Seq[Object]) error // keeps the last good objects for the next start; nil: not kept
 	Log       *slog.Logger                 // nil: slog.Default()
+	// Tell is called when an object begins to ask for something that is not done. It
+	// must not wait. Nil: nobody is told but the log.
+	Tell      func(Problem)
 	Reconcile ReconcilerConfig
 }
 
@@ -284,6 +287,9 @@ func (c *Controller) report(known map[Problem]bool, problems []Problem) {
 		current[p] = true
 		if !known[p] {
 			c.log.Warn("object not fully programmed", "object", p.Object.String(), "err", p.Reason)
+			if c.cfg.Tell != nil {
+				c.cfg.Tell(p)
+			}
 		}
 	}
 	clear(known)

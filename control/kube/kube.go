@@ -40,8 +40,9 @@ type Config struct {
 	// Known are the objects of before this process. Nil: none.
 	Known func(control.Kind) []control.Object
 
-	Grace time.Duration // how long what a list lacks is kept, if it lacks more than half; 30 s
-	Log   *slog.Logger  // nil: slog.Default()
+	Spread time.Duration // an Event is written within this; 5 s
+	Grace  time.Duration // how long what a list lacks is kept, if it lacks more than half; 30 s
+	Log    *slog.Logger  // nil: slog.Default()
 }
 
 // Numbers we chose.
@@ -64,7 +65,8 @@ type Source struct {
 	claimed chan struct{} // closed once ClaimNode has succeeded
 	publish chan struct{} // holds a token when the Node may lack what this node says
 	doubt   chan struct{} // holds a token when something new is doubted
-	failed  chan error    // has room for the first error that ends Run
+	told    chan control.Problem
+	failed  chan error // has room for the first error that ends Run
 
 	mu       sync.Mutex // guards all below, and serialises calls of the sink
 	sink     control.Sink
@@ -80,6 +82,9 @@ func New(cfg Config) (*Source, error) {
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
 	}
+	if cfg.Spread == 0 {
+		cfg.Spread = defaultSpread
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -89,7 +94,8 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		cfg: cfg, log: cfg.Log, client: c,
-		claimed: make(chan struct{}), publish: make(chan struct{}, 1), doubt: make(chan struct{}, 1), failed: make(chan error, 1),
+		claimed: make(chan struct{}), publish: make(chan struct{}, 1), doubt: make(chan struct{}, 1),
+		told: make(chan control.Problem, maxTold), failed: make(chan error, 1),
 		mirrors: map[control.Kind]*mirror{}, attached: map[control.Key]*corev1.Pod{},
 	}
 	for _, r := range resources(&cfg) {
@@ -117,6 +123,7 @@ func (s *Source) Run(ctx context.Context, sink control.Sink) error {
 	}
 	loops.Go(func() { s.publishNode(ctx) })
 	loops.Go(func() { s.believe(ctx) })
+	loops.Go(func() { s.tellAll(ctx) })
 	select {
 	case <-ctx.Done():
 	case err := <-s.failed:

@@ -37,6 +37,8 @@ type mirror struct {
 	// gone are objects that were deleted since the last list, and at which version, so
 	// that an event of before brings none back.
 	gone map[control.Key]uint64
+	// listed is the version of the last list: what happened before is in it.
+	listed uint64
 	// doubted are objects that a list lacked which lacked too many, and until when
 	// they are kept. They are among objs.
 	doubted map[control.Key]time.Time
@@ -115,7 +117,7 @@ func (m *mirror) Delete(o any) error {
 }
 
 // Replace implements cache.ReflectorStore.
-func (m *mirror) Replace(list []any, _ string) error {
+func (m *mirror) Replace(list []any, version string) error {
 	fresh := make(map[control.Key]control.Object, len(list))
 	for _, o := range list {
 		if obj, ok := o.(runtime.Object); ok {
@@ -125,7 +127,7 @@ func (m *mirror) Replace(list []any, _ string) error {
 	}
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
-	m.replace(fresh, time.Now())
+	m.replace(fresh, parseVersion(version), time.Now())
 	return nil
 }
 
@@ -136,7 +138,7 @@ func (m *mirror) Resync() error { return nil }
 func (m *mirror) put(o control.Object) {
 	key, at := control.KeyOf(o), version(o)
 	old := m.objs[key]
-	if at != 0 && (at <= m.gone[key] || old != nil && at < version(old)) {
+	if at != 0 && (at <= m.listed || at <= m.gone[key] || old != nil && at < version(old)) {
 		return // of before
 	}
 	delete(m.gone, key)
@@ -151,13 +153,13 @@ func (m *mirror) put(o control.Object) {
 func (m *mirror) remove(o control.Object) {
 	key, at := control.KeyOf(o), version(o)
 	old := m.objs[key]
-	if old != nil && at != 0 && at < version(old) {
-		return // it was made anew since
+	if at != 0 && (at <= m.listed || old != nil && at < version(old)) {
+		return // of before: it was made anew since
 	}
 	if len(m.gone) >= maxGone {
 		clear(m.gone)
 	}
-	m.gone[key] = at
+	m.gone[key] = max(at, m.gone[key])
 	if old == nil {
 		return
 	}
@@ -166,8 +168,8 @@ func (m *mirror) remove(o control.Object) {
 	m.tell(nil, []control.Key{key})
 }
 
-// replace takes a full list.
-func (m *mirror) replace(fresh map[control.Key]control.Object, now time.Time) {
+// replace takes a full list as of a version.
+func (m *mirror) replace(fresh map[control.Key]control.Object, version uint64, now time.Time) {
 	var missing []control.Key
 	for key := range m.objs {
 		if fresh[key] == nil {
@@ -195,7 +197,7 @@ func (m *mirror) replace(fresh map[control.Key]control.Object, now time.Time) {
 		missing = nil
 		poke(m.s.doubt)
 	}
-	m.objs, m.doubted, m.gone = fresh, doubted, map[control.Key]uint64{}
+	m.objs, m.doubted, m.gone, m.listed = fresh, doubted, map[control.Key]uint64{}, version
 	if m.synced {
 		m.tell(puts, missing)
 		return
@@ -294,8 +296,10 @@ func (s *Source) List(_ context.Context, kind control.Kind) ([]control.Object, e
 
 // version is an object's resource version; 0 if it is none that can be compared
 // (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions).
-func version(o control.Object) uint64 {
-	v, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
+func version(o control.Object) uint64 { return parseVersion(o.GetResourceVersion()) }
+
+func parseVersion(s string) uint64 {
+	v, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
 		return 0
 	}

@@ -96,6 +96,7 @@ type node struct {
 	ports     *countedPorts
 
 	store      controlPlane            // openStore
+	tell       func(control.Problem)   // nil: the log is enough
 	resolvers  func() []netip.AddrPort // openController
 	controller *control.Controller
 

@@ -72,6 +72,7 @@ func (n *node) openController() error {
 		Dataplane: n.dataplane,
 		Save:      func(objs iter.Seq[control.Object]) error { return snapshot.Save(path, objs) },
 		Log:       n.log,
+		Tell:      n.tellProblem,
 	})
 	kept, err := snapshot.Load(path)
 	if err != nil {

@@ -54,10 +54,18 @@ func (n *node) openKubernetes() error {
 	if err != nil {
 		return err
 	}
-	n.store = s
+	n.store, n.tell = s, s.Tell
 	n.onClose(s.Close)
 	n.onClose(n.stopTasks) // they use the store
 	return nil
+}
+
+// tellProblem tells those who look at an object where they do what is wrong with it,
+// if the control plane has a way to.
+func (n *node) tellProblem(p control.Problem) {
+	if n.tell != nil {
+		n.tell(p)
+	}
 }
 
 func (n *node) openEtcd() error {

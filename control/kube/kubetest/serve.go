@@ -24,14 +24,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.mu.Lock()
-	down := s.down
-	if !down {
-		s.requests[verb+" "+resource]++
-	}
+	s.requests[verb+" "+resource]++
 	s.mu.Unlock()
-	if down {
-		panic(http.ErrAbortHandler) // the connection breaks
-	}
 	switch verb {
 	case "list":
 		s.list(w, r, resource)
@@ -204,7 +198,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string) 
 func (s *Server) sendAll(send func(string, Object) bool, kind string, o Object) bool {
 	objs := []Object{o}
 	if s.garble != nil && kind != "DELETED" {
-		objs = s.garble(objs)
+		objs = s.garble(o)
 	}
 	for _, o := range objs {
 		if !send(kind, o) {

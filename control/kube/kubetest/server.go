@@ -8,8 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,7 +40,10 @@ type event struct {
 
 // Server is the API server. Its methods may be called from any goroutine.
 type Server struct {
-	http *httptest.Server
+	addr string
+	http *http.Server // New's, then Stop's and Start's, who don't meet
+
+	served sync.WaitGroup
 
 	mu       sync.Mutex // guards all below
 	changed  *sync.Cond // when something happened that a watch may wait for
@@ -49,11 +52,10 @@ type Server struct {
 	log      []event
 	forgot   uint64          // events up to this version are no longer known
 	epoch    int             // watches of former ones end
-	down     bool            // nothing is answered
 	empty    map[string]bool // resources whose lists come empty
 	noStream bool            // lists can't be streamed, as before Kubernetes 1.32
 	requests map[string]int  // "VERB resource"
-	garble   func([]Object) []Object
+	garble   func(Object) []Object
 }
 
 // New starts a server that ends with the test.
@@ -63,17 +65,27 @@ func New(t testing.TB) *Server {
 	for r := range kinds {
 		s.objects[r] = map[string]Object{}
 	}
-	s.http = httptest.NewServer(http.HandlerFunc(s.serve))
-	t.Cleanup(func() {
-		s.do(func() { s.down = true; s.epoch++ })
-		s.http.CloseClientConnections()
-		s.http.Close()
-	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = l.Addr().String()
+	s.listen(l)
+	t.Cleanup(s.Stop)
 	return s
 }
 
+func (s *Server) listen(l net.Listener) {
+	s.http = &http.Server{Handler: http.HandlerFunc(s.serve)}
+	s.served.Add(1)
+	go func(h *http.Server) {
+		defer s.served.Done()
+		h.Serve(l)
+	}(s.http)
+}
+
 // URL is where the server answers.
-func (s *Server) URL() string { return s.http.URL }
+func (s *Server) URL() string { return "http://" + s.addr }
 
 func (s *Server) do(f func()) {
 	s.mu.Lock()
@@ -165,12 +177,19 @@ func (s *Server) Disconnect() { s.do(func() { s.epoch++ }) }
 
 // Stop and Start take the server away and bring it back. It keeps what it holds.
 func (s *Server) Stop() {
-	s.do(func() { s.down = true; s.epoch++ })
-	s.http.CloseClientConnections()
+	s.Disconnect()
+	s.http.Close()
+	s.served.Wait()
 }
 
-// Start undoes Stop.
-func (s *Server) Start() { s.do(func() { s.down = false }) }
+// Start undoes Stop, at the same address.
+func (s *Server) Start() {
+	l, err := net.Listen("tcp", s.addr)
+	if err != nil {
+		panic(err)
+	}
+	s.listen(l)
+}
 
 // Empty makes lists of a resource come empty, or no longer.
 func (s *Server) Empty(resource string, empty bool) { s.do(func() { s.empty[resource] = empty }) }
@@ -179,9 +198,9 @@ func (s *Server) Empty(resource string, empty bool) { s.do(func() { s.empty[reso
 // Kubernetes 1.32.
 func (s *Server) NoStreaming() { s.do(func() { s.noStream = true }) }
 
-// Garble has watches send what f makes of each event's object: other events of
-// theirs too, older ones, or more than one.
-func (s *Server) Garble(f func([]Object) []Object) { s.do(func() { s.garble = f }) }
+// Garble has watches send what f makes of an object that was put, in its place: the
+// same more than once, or something older with it. Nil: no more.
+func (s *Server) Garble(f func(Object) []Object) { s.do(func() { s.garble = f }) }
 
 func metaOf(o Object) map[string]any {
 	m, ok := o["metadata"].(map[string]any)
