@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -327,6 +328,38 @@ func TestPingOutside(t *testing.T) {
 				t.Errorf("identifier %d, %d sessions on %d sockets", h.SrcPort, s.Sessions, s.HostSockets)
 			}
 		})
+	}
+}
+
+// Where the host allows no ping sockets each ping is answered with an error, in both
+// families, and the log says why once.
+func TestForbiddenPingIsSaidOnce(t *testing.T) {
+	_, here := onNode(t)
+	if !here {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("1 0"), 0); err != nil { // nobody, as by default
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	_, n := start(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	answers := make(chan []byte, 16)
+	n.Watch(func(f *frame.Frame, fromGateway bool) { answers <- bytes.Clone(f.Bytes()) })
+	for _, fam := range outsideFamilies {
+		for range 3 {
+			if r := n.Inject(echoRequest(fam, 56)); r != drop.EchoForbidden {
+				t.Fatalf("%s: %v, want %v", fam.name, r, drop.EchoForbidden)
+			}
+			var h wire.Headers
+			wire.Parse(<-answers, &h)
+			want := adminProhibited.of(fam.pod.Is6())
+			if got := (icmpKind{h.ICMPType, h.ICMPCode}); got != want || h.Dst.Netip() != fam.pod {
+				t.Errorf("%s: answered %+v to %v, want %+v to %v", fam.name, got, h.Dst, want, fam.pod)
+			}
+		}
+	}
+	if said := strings.Count(log.String(), "net.ipv4.ping_group_range"); said != 1 {
+		t.Errorf("said %d times, want once:\n%s", said, &log)
 	}
 }
 
