@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,10 +84,12 @@ func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
 }
 
 // expected is how long the scenarios will take: beside the measurements, a
-// server is started for each, and networks are built.
+// server is started for each, and networks are built that the scenario before did
+// not use.
 func expected(scenarios []Scenario, o Options) time.Duration {
 	const perSample, perNetwork = 400 * time.Millisecond, 4 * time.Second
 	sum := time.Duration(0)
+	var open []networkKey
 	for _, s := range scenarios {
 		d, sides := time.Duration(s.Duration), time.Duration(2)
 		if o.Duration > 0 {
@@ -100,7 +103,17 @@ func expected(scenarios []Scenario, o Options) time.Duration {
 			sample += 2 * time.Second
 		}
 		sample += s.Load.eventTime()
-		sum += sides * (warmUp + perNetwork/2 + time.Duration(o.Pairs)*sample)
+		sum += sides * (warmUp + time.Duration(o.Pairs)*sample)
+		used := []networkKey{s.network(s.Subject)}
+		if s.compared() {
+			used = append(used, s.network(s.Baseline))
+		}
+		for _, k := range used {
+			if !slices.Contains(open, k) {
+				sum += perNetwork
+			}
+		}
+		open = used
 	}
 	return sum
 }

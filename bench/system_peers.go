@@ -126,7 +126,13 @@ func openRootless(ctx context.Context, l *lab.Lab, k networkKey) (*network, erro
 	if err != nil {
 		return nil, err
 	}
-	c, err := node.Rootless(ctx, "rootless", lab.RootlessConfig{Args: []string{"--interface", "eth0", "--mtu", strconv.Itoa(k.mtuBytes)}})
+	// Ports are given, as to the others: what listens is followed, but not within a moment.
+	port := strconv.Itoa(loadPort)
+	args := []string{"--interface", "eth0", "--mtu", strconv.Itoa(k.mtuBytes), "--publish", port + "," + port + "/udp"}
+	if k.topology == RootlessOut {
+		args = append(args[:len(args)-1], "none")
+	}
+	c, err := node.Rootless(ctx, "rootless", lab.RootlessConfig{Args: args})
 	if err != nil {
 		return nil, err
 	}
