@@ -2,7 +2,7 @@
 // namespace's TAP and the gateway, which is its way out and in.
 //
 // It is what a node has less all that makes several namespaces and several nodes one
-// network: no tunnel, no store, no services, no objects (docs/adr/0019). It gets its
+// network: no tunnel, no store, no services, no objects (docs/adr/0022). It gets its
 // descriptors from the keeper that started it, opens host sockets and nothing else,
 // and needs no capability. Only cmd/vswitch may import it.
 //
