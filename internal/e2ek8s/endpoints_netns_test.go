@@ -199,9 +199,7 @@ func testTerminating(t *testing.T, r *rig) {
 	r.wantTerminating(t, ns, web[1])
 	eventually(t, "all that serve are leaving, and serve", func() error { return sawAll(client, "tcp", at, names(web)...) })
 	still("both leave")
-	for _, p := range web {
-		r.kubectl(t, "delete", "pod", "-n", ns, p.Name, "--grace-period=0", "--force")
-	}
+	r.kubectl(t, "delete", "pod", "-n", ns, "-l", "app=web", "--grace-period=0", "--force")
 	eventually(t, "nobody is left: refused", func() error { return refused(client, at) })
 }
 

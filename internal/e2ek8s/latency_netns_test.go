@@ -56,7 +56,13 @@ func testLatency(t *testing.T, r *rig) {
 		for _, c := range clients {
 			from := r.inside(t, c)
 			wg.Go(func() {
-				took, err := until(began, func() bool { a, err := ask(from, "tcp", at); return err == nil && a.name == to.Name })
+				took, err := until(began, func() bool {
+					a, err := ask(from, "tcp", at)
+					if err != nil {
+						t.Errorf("a connection from %s while endpoints change: %v", c.Spec.NodeName, err)
+					}
+					return err == nil && a.name == to.Name
+				})
 				mu.Lock()
 				defer mu.Unlock()
 				if all = append(all, took); err != nil {

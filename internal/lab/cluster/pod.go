@@ -302,8 +302,29 @@ func (p *pod) report(ctx context.Context, latest *corev1.Pod, status corev1.PodS
 	for i := range status.Conditions {
 		status.Conditions[i].LastTransitionTime = now
 	}
-	_, err := p.kubelet.client.CoreV1().Pods(latest.Namespace).Patch(ctx, latest.Name, types.StrategicMergePatchType, statusPatch(latest.UID, status), metav1.PatchOptions{}, "status")
+	_, err := p.kubelet.client.CoreV1().Pods(latest.Namespace).Patch(ctx, latest.Name, types.StrategicMergePatchType, statusPatch(latest.UID, p.patchOf(status)), metav1.PatchOptions{}, "status")
 	return err
+}
+
+// patchOf is a status as a patch says it.
+func (p *pod) patchOf(status corev1.PodStatus) any {
+	ips := replaced{}
+	for _, ip := range status.PodIPs {
+		ips = append(ips, ip)
+	}
+	status.PodIPs = nil
+	return struct {
+		corev1.PodStatus `json:",inline"`
+		PodIPs           replaced `json:"podIPs"`
+	}{status, ips}
+}
+
+// replaced makes a list of a status the whole list, where a patch would add to it:
+// a pod whose network was made anew has other addresses.
+type replaced []any
+
+func (l replaced) MarshalJSON() ([]byte, error) {
+	return json.Marshal(append([]any{map[string]string{"$patch": "replace"}}, l...))
 }
 
 // statusPatch changes a status, of the object with this uid alone if there is one.
@@ -364,19 +385,37 @@ func (p *pod) stop(grace time.Duration) {
 			proc.Signal(syscall.SIGTERM)
 		}
 	}
-	late := time.After(grace)
+	deadline := time.Now().Add(grace)
 	for _, proc := range p.procs {
 		if proc == nil {
 			continue
 		}
-		select {
-		case <-proc.Done():
-		case <-late:
-			proc.Kill()
+		for ended := false; !ended; {
+			select {
+			case <-proc.Done():
+				ended = true
+			case <-p.wake:
+				if p.isGone() { // by force: little time is left
+					deadline = earlier(deadline, time.Now().Add(graceOfGone))
+				}
+			case <-time.After(time.Until(deadline)):
+				proc.Kill()
+				ended = true
+			}
 		}
 		proc.Forget()
 	}
 	p.procs = nil
+}
+
+// graceOfGone is what a kubelet leaves a pod that was deleted by force.
+const graceOfGone = 2 * time.Second
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // tearDown takes the pod's network away.
