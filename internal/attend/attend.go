@@ -18,6 +18,7 @@ import (
 	"vswitch/internal/cniinstall"
 	"vswitch/internal/hostnet"
 	"vswitch/internal/netif"
+	"vswitch/internal/resident"
 )
 
 // interval is how often a round is made. Pods stand still between a daemon's start
@@ -47,8 +48,15 @@ func Run(ctx context.Context, c Config) {
 	a := newAttendant(c)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for {
-		a.say("node", a.round(ctx))
+	for trimmed := false; ; {
+		err := a.round(ctx)
+		a.say("node", err)
+		if err == nil && !trimmed { // for long nothing will be to do
+			trimmed = true
+			if err := resident.Trim(); err != nil {
+				a.Log.Warn("memory is kept that isn't needed", "err", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -105,21 +106,22 @@ func Install(c Config) (Result, error) {
 	if err := c.Validate(); err != nil {
 		return r, err
 	}
-	program, err := os.ReadFile(c.Plugin)
+	program, err := os.Open(c.Plugin)
 	if err != nil {
 		return r, fmt.Errorf("plugin: %w", err)
 	}
+	defer program.Close()
 	conflist, err := c.Conflist()
 	if err != nil {
 		return r, err
 	}
 	for _, f := range []struct {
 		path    string
-		content []byte
+		content io.ReadSeeker
 		mode    fs.FileMode
 	}{
 		{c.plugin(), program, 0o755},
-		{c.conf(), conflist, 0o600},
+		{c.conf(), bytes.NewReader(conflist), 0o600},
 	} {
 		changed, err := put(f.path, f.content, f.mode)
 		if err != nil {
@@ -138,19 +140,49 @@ func Install(c Config) (Result, error) {
 
 // put makes a file of that content and mode, and reports whether it was not one.
 // Runtimes load their configuration again at each change, so what is right is left.
-func put(path string, content []byte, mode fs.FileMode) (changed bool, err error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode() == mode && info.Size() == int64(len(content)) {
-		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
-			return false, nil
+func put(path string, content io.ReadSeeker, mode fs.FileMode) (changed bool, err error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode() == mode {
+		same, err := holds(path, content)
+		if err != nil || same {
+			return false, err
 		}
+	}
+	if _, err := content.Seek(0, io.SeekStart); err != nil {
+		return false, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return false, err
 	}
 	return true, statefile.Replace(path, mode, func(out *os.File) error {
-		_, err := out.Write(content)
+		_, err := io.Copy(out, content)
 		return err
 	})
+}
+
+// holds reports whether a file's content is that. It reads both piece by piece: a
+// plugin has some ten megabytes.
+func holds(path string, content io.Reader) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var have, want [32 << 10]byte
+	for {
+		n, err := io.ReadFull(f, have[:])
+		m, wantErr := io.ReadFull(content, want[:])
+		if !bytes.Equal(have[:n], want[:m]) {
+			return false, nil
+		}
+		for _, e := range []error{err, wantErr} {
+			if e != nil && e != io.EOF && e != io.ErrUnexpectedEOF {
+				return false, e
+			}
+		}
+		if err != nil { // both have ended
+			return true, nil
+		}
+	}
 }
 
 // metaPlugins are configurations that lead to the next one by design.
