@@ -28,6 +28,7 @@ const (
 // "nameserver" lines.
 type ResolvConf struct {
 	path   string
+	read   func(path string) ([]byte, error)
 	except []netip.Addr
 	log    *slog.Logger
 
@@ -38,13 +39,16 @@ type ResolvConf struct {
 	servers []netip.AddrPort // guarded by mu
 }
 
-// NewResolvConf follows the file at path. Addresses in except are never used: the
+// NewResolvConf follows the file at path, as read gives it; nil: os.ReadFile. Addresses in except are never used: the
 // server's own, or it would ask itself. Nil log: slog.Default().
-func NewResolvConf(path string, except []netip.Addr, log *slog.Logger) *ResolvConf {
+func NewResolvConf(path string, read func(path string) ([]byte, error), except []netip.Addr, log *slog.Logger) *ResolvConf {
+	if read == nil {
+		read = os.ReadFile
+	}
 	if log == nil {
 		log = slog.Default()
 	}
-	return &ResolvConf{path: path, except: except, log: log}
+	return &ResolvConf{path: path, read: read, except: except, log: log}
 }
 
 // Servers are the file's resolvers, of the last second or newer. A file that can't
@@ -63,7 +67,7 @@ func (c *ResolvConf) Servers() []netip.AddrPort {
 // look reads the file, if it changed. Comparing a few hundred bytes once a second
 // is safer than its times: it is often a link, replaced or mounted over.
 func (c *ResolvConf) look() {
-	content, err := os.ReadFile(c.path)
+	content, err := c.read(c.path)
 	if err != nil {
 		if c.servers == nil {
 			c.log.Warn("no file that names resolvers: this host's own is asked", "path", c.path, "err", err)

@@ -24,7 +24,7 @@ func TestResolvConf(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			got := NewResolvConf(path, []netip.Addr{addr("10.96.0.10")}, slog.New(slog.DiscardHandler)).Servers()
+			got := NewResolvConf(path, nil, []netip.Addr{addr("10.96.0.10")}, slog.New(slog.DiscardHandler)).Servers()
 			if fmt.Sprint(got) != c.want {
 				t.Errorf("got %v, want %s", got, c.want)
 			}
@@ -43,7 +43,7 @@ func TestResolvConfIsFollowed(t *testing.T) {
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		c := NewResolvConf(path, nil, slog.New(slog.DiscardHandler))
+		c := NewResolvConf(path, nil, nil, slog.New(slog.DiscardHandler))
 		expect := func(want string) {
 			t.Helper()
 			if got := fmt.Sprint(c.Servers()); got != want {

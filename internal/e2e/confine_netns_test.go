@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/miekg/dns"
+
 	"vswitch/internal/lab"
 )
 
@@ -247,4 +249,44 @@ func TestWhatTheDaemonHasLeft(t *testing.T) {
 		}
 		c.checkLeft(r.name, a)
 	}
+}
+
+// TestResolversAreFollowedByAConfinedDaemon replaces the host's resolv.conf while the
+// daemon runs, as resolvconf(8) and NetworkManager do: the file that it was confined to
+// is another one then.
+func TestResolversAreFollowedByAConfinedDaemon(t *testing.T) {
+	need(t, "unshare")
+	c := newNodes(t, lab.Config{})
+	a := c.nodes[0]
+	etc := t.TempDir()
+	write := func(server string) {
+		t.Helper()
+		next := filepath.Join(etc, "resolv.conf.new")
+		if err := os.WriteFile(next, []byte("nameserver "+server+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(next, filepath.Join(etc, "resolv.conf")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("198.51.100.53") // nobody is there
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := a.StartDaemon(ctx, lab.RunConfig{Store: "embedded", Wrapper: []string{
+		"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc && exec "$@"`, etc,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.a1 = c.pod(0, "a1", nil)
+	asked := make(chan string, 1000)
+	serveResolver(t, a.Namespace, asked)
+	write(resolverAddr.Addr().String())
+	c.eventually("the new resolver is asked", func() error {
+		m, err := askDNS(c.a1, c.dnsAddr(4), "udp", "www.example.com.", dns.TypeA)
+		if err == nil && len(asked) == 0 {
+			err = fmt.Errorf("answered %s, and the resolver was not asked", dns.RcodeToString[m.Rcode])
+		}
+		return err
+	})
 }

@@ -166,6 +166,19 @@ func (c *Client) Bind(network string, at netip.AddrPort) (fd int, err error) {
 // BindTunnel has the keeper open a UDP socket with buffers as large as it was allowed.
 func (c *Client) BindTunnel(at netip.AddrPort) (fd int, err error) { return c.bind(tunnelNetwork, at) }
 
+// OpenResolvers has the keeper open the host's resolv.conf.
+func (c *Client) OpenResolvers() (*os.File, error) {
+	_, fds, err := c.ask(request{Op: opResolvers}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != 1 {
+		closeAll(fds)
+		return nil, fmt.Errorf("keeper: %d files for one", len(fds))
+	}
+	return os.NewFile(uintptr(fds[0]), resolversFile), nil
+}
+
 func (c *Client) bind(network string, at netip.AddrPort) (fd int, err error) {
 	_, fds, err := c.ask(request{Op: opBind, Bind: &bind{network, at}}, nil)
 	if err == nil && len(fds) != 1 {

@@ -344,3 +344,18 @@ func TestTheKeeperBindsForItsChild(t *testing.T) {
 		}
 	}
 }
+
+func TestTheKeeperOpensTheResolversFile(t *testing.T) {
+	want, err := os.ReadFile(resolversFile)
+	if err != nil {
+		t.Skipf("needs %s: %v", resolversFile, err)
+	}
+	f, err := pair(t).OpenResolvers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, err := io.ReadAll(f); err != nil || string(got) != string(want) {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+}

@@ -27,15 +27,16 @@ const (
 type op string
 
 const (
-	opBegin  op = "begin"  // answered when the child before is gone
-	opReady  op = "ready"  // the child forwards
-	opPut    op = "put"    // fdstore.Store's calls
-	opGet    op = "get"    //
-	opRemove op = "remove" //
-	opNames  op = "names"  // in pages: those behind Name
-	opRenew  op = "renew"  // a planned restart
-	opBind   op = "bind"   // a socket at an address that needs privilege
-	opStore  op = "store"  // the embedded store is to run
+	opBegin     op = "begin"     // answered when the child before is gone
+	opReady     op = "ready"     // the child forwards
+	opPut       op = "put"       // fdstore.Store's calls
+	opGet       op = "get"       //
+	opRemove    op = "remove"    //
+	opNames     op = "names"     // in pages: those behind Name
+	opRenew     op = "renew"     // a planned restart
+	opBind      op = "bind"      // a socket at an address that needs privilege
+	opStore     op = "store"     // the embedded store is to run
+	opResolvers op = "resolvers" // resolversFile, open
 )
 
 type request struct {

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vswitch/internal/bound"
 	"vswitch/internal/fdstore"
 )
@@ -23,6 +25,10 @@ type bind struct {
 
 // tunnelNetwork is UDP by a socket of Config.Stock.
 const tunnelNetwork = "tunnel"
+
+// resolversFile is the one file that children have opened: it is often replaced, and
+// lies among files that they are kept from (resolv.conf(5)).
+const resolversFile = "/etc/resolv.conf"
 
 // serve answers a child until it hangs up.
 func (c *child) serve(conn *net.UnixConn, s fdstore.Store) {
@@ -70,6 +76,11 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 	case opBind:
 		var fd int
 		if fd, err = c.open(q.Bind); err == nil {
+			out = []int{fd}
+		}
+	case opResolvers:
+		var fd int
+		if fd, err = unix.Open(resolversFile, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
 			out = []int{fd}
 		}
 	case opStore:

@@ -1,7 +1,11 @@
 package node
 
 import (
+	"errors"
+	"io"
+	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 
 	"vswitch/internal/dns"
@@ -17,7 +21,22 @@ func (n *node) followResolvers() {
 		n.resolvers = func() []netip.AddrPort { return c.Upstream }
 		return
 	}
-	n.resolvers = dns.NewResolvConf(hostResolvers, c.Addrs, n.log).Servers
+	n.resolvers = dns.NewResolvConf(hostResolvers, n.readResolvers, c.Addrs, n.log).Servers
+}
+
+// readResolvers reads the file of the host's resolvers. One that was put in the place of
+// another is no longer open to a process that was confined to the first: the keeper opens it.
+func (n *node) readResolvers(path string) ([]byte, error) {
+	text, err := os.ReadFile(path)
+	if !errors.Is(err, fs.ErrPermission) || n.opt.Keeper == nil {
+		return text, err
+	}
+	f, err := n.opt.Keeper.OpenResolvers()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
 
 // isNameServer reports whether pods' questions go to an address, by way of this

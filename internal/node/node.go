@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -65,6 +66,8 @@ type Keeper interface {
 	Bind(network string, at netip.AddrPort) (fd int, err error)
 	// BindTunnel opens a UDP socket with large buffers.
 	BindTunnel(at netip.AddrPort) (fd int, err error)
+	// OpenResolvers opens the file of the host's resolvers.
+	OpenResolvers() (*os.File, error)
 	// StartStore has the embedded store run.
 	StartStore() error
 }

@@ -168,7 +168,7 @@ func openDNS(cfg *Config) (*dns.Server, func(), error) {
 	}
 	resolvers := func() []netip.AddrPort { return cfg.Resolvers }
 	if len(cfg.Resolvers) == 0 {
-		resolvers = dns.NewResolvConf(hostResolvers, cfg.Plan.Of(plan.DNS), cfg.Log).Servers
+		resolvers = dns.NewResolvConf(hostResolvers, nil, cfg.Plan.Of(plan.DNS), cfg.Log).Servers
 	}
 	forward := dns.NewForwarder(dns.ForwarderConfig{Resolvers: resolvers, Log: cfg.Log})
 	s, err := dns.New(dns.Config{Domain: noDomain, Zone: noZone{}, Forward: forward})
