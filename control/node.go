@@ -80,9 +80,7 @@ type device struct {
 // viewNode reads a Node record. The error names the annotation or field.
 func viewNode(n *corev1.Node) (nodeView, error) {
 	v := nodeView{name: n.Name, instance: n.Annotations[AnnotationInstance], zone: n.Labels[corev1.LabelTopologyZone]}
-	for _, c := range n.Status.Conditions {
-		v.notReady = v.notReady || c.Type == corev1.NodeReady && (c.Status == corev1.ConditionFalse || c.Status == corev1.ConditionUnknown)
-	}
+	v.notReady = !NodeReady(n)
 	var err error
 	if v.prefixes, err = NodePrefixes(n); err != nil {
 		return v, err
@@ -94,6 +92,16 @@ func viewNode(n *corev1.Node) (nodeView, error) {
 		v.devices, err = flannelDevices(n, v.prefixes)
 	}
 	return v, err
+}
+
+// NodeReady reports whether a node's record doesn't say that it is not ready.
+func NodeReady(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status != corev1.ConditionFalse && c.Status != corev1.ConditionUnknown
+		}
+	}
+	return true
 }
 
 // NodePrefixes are the pod prefixes of a node, sorted. The error names the field.

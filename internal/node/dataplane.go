@@ -31,7 +31,8 @@ type dataplane struct {
 	sw      switcher
 	facts   vswitch.Facts // of this node alone; peers' tunnel ports are added
 
-	forgetting *forgetting // flows to endpoints that have gone
+	serviceCIDRs []netip.Prefix // what leads to the gateway as a whole
+	forgetting   *forgetting    // flows to endpoints that have gone
 
 	mu       sync.Mutex // guards all below
 	members  map[control.TunnelKey]*peer
@@ -214,9 +215,17 @@ func (d *dataplane) unserveAt(a netip.Addr) {
 	}
 }
 
-// outsideAddrs are the addresses of a service port that no prefix leads to the gateway.
-func outsideAddrs(s *control.Service) []netip.Addr {
-	return slices.Concat(s.LoadBalancerIPs, s.ExternalIPs)
+// outsideAddrs are the addresses of a service port that no prefix leads to the
+// gateway: ClusterIPs too, as a cluster of Kubernetes' may be given further ranges
+// while it runs.
+func (d *dataplane) outsideAddrs(s *control.Service) []netip.Addr {
+	out := slices.Concat(s.LoadBalancerIPs, s.ExternalIPs)
+	for _, a := range s.VIPs {
+		if !slices.ContainsFunc(d.serviceCIDRs, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // isNode reports whether a belongs to a node of the cluster. It takes no lock.
@@ -279,10 +288,10 @@ func (d *dataplane) PutService(s control.Service) error {
 		delete(d.services, s.ServiceKey)
 	default:
 		// The gateway knows an address before packets come, and as long as they do.
-		for _, a := range outsideAddrs(&s) {
+		for _, a := range d.outsideAddrs(&s) {
 			d.serveAt(a)
 		}
-		for _, a := range outsideAddrs(&old) {
+		for _, a := range d.outsideAddrs(&old) {
 			d.unserveAt(a)
 		}
 	}
@@ -302,7 +311,7 @@ func (d *dataplane) DeleteService(k control.ServiceKey) error {
 		d.services[k] = s
 		return err
 	}
-	for _, a := range outsideAddrs(&s) {
+	for _, a := range d.outsideAddrs(&s) {
 		d.unserveAt(a)
 	}
 	return nil

@@ -102,6 +102,7 @@ func newBench(t *testing.T) *bench {
 	t.Cleanup(func() { flows.Close() })
 	b := &bench{peers: &peers{byID: map[uint32]vxlan.Peer{}}, facts: &facts{}}
 	b.dataplane = newDataplane("a", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, fib.New(), flows, b.peers)
+	b.serviceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
 	b.table = &table{services: map[gateway.ServiceKey]gateway.Service{}, gone: b.endpointGone}
 	b.serve(b.table, b.facts, vswitch.Facts{TunnelPorts: []uint16{8472}})
 	return b
@@ -208,6 +209,7 @@ func TestOutsideAddressesLeadToTheGateway(t *testing.T) {
 	other.Name, other.NodePort = "other", 0
 	web.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
 	web.ExternalIPs = []netip.Addr{netip.MustParseAddr("198.51.100.2")}
+	web.VIPs = append(web.VIPs, netip.MustParseAddr("10.112.0.10"))       // of a range that came later
 	other.ExternalIPs = []netip.Addr{netip.MustParseAddr("198.51.100.1")} // at another port
 	put := func(s control.Service) {
 		t.Helper()
@@ -218,7 +220,9 @@ func TestOutsideAddressesLeadToTheGateway(t *testing.T) {
 	put(web)
 	put(web) // again is not twice
 	put(other)
-	b.wantRoutes(t, map[string]string{"198.51.100.1": "vip", "198.51.100.2": "vip", "192.0.2.1": "node", "192.0.2.2": "vip"})
+	b.wantRoutes(t, map[string]string{
+		"198.51.100.1": "vip", "198.51.100.2": "vip", "192.0.2.1": "node", "192.0.2.2": "vip", "10.112.0.10": "vip", "10.96.0.10": "none",
+	})
 	b.put(t, tunnel("b", "192.0.2.2"))
 	b.put(t, tunnel("c", "192.0.2.1")) // behind this node's own address
 	b.wantRoutes(t, map[string]string{"192.0.2.1": "node", "192.0.2.2": "node"})
@@ -243,7 +247,7 @@ func TestOutsideAddressesLeadToTheGateway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.wantRoutes(t, map[string]string{"198.51.100.1": "none", "198.51.100.2": "none", "192.0.2.1": "node", "192.0.2.2": "none"})
+	b.wantRoutes(t, map[string]string{"198.51.100.1": "none", "198.51.100.2": "none", "192.0.2.1": "node", "192.0.2.2": "none", "10.112.0.10": "none"})
 }
 
 func service(v6 bool, vip string, proto control.Protocol, endpoints ...control.Endpoint) control.Service {

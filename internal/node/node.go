@@ -276,6 +276,7 @@ func (n *node) openTunnel() error {
 		IngressVNI: vxlan.IngressVNI(vxlan.DefaultVNI), Zone: n.cfg.Zone,
 	}
 	n.dataplane = newDataplane(n.cfg.Node, n.cfg.Underlay, n.fib, n.flows, n.tunnel)
+	n.dataplane.serviceCIDRs = n.cfg.ServiceCIDR
 	n.ports = newCountedPorts()
 	return nil
 }

@@ -77,7 +77,7 @@ func (v *view) nodes() []any {
 	var rows []any
 	for _, o := range v.objects.List(control.KindNode) {
 		n := o.(*corev1.Node)
-		r := nodeRow{Name: n.Name, PodCIDRs: n.Spec.PodCIDRs, Ready: v.objects.Live(n.Name)}
+		r := nodeRow{Name: n.Name, PodCIDRs: n.Spec.PodCIDRs, Ready: v.objects.Live(n.Name) && control.NodeReady(n)}
 		f, err := control.NodeFactsOf(n)
 		if err != nil { // what can't be read can't be reached
 			r.Ready = false

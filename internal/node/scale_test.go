@@ -127,6 +127,7 @@ func startCluster(b *testing.B, save func(iter.Seq[control.Object]) error) *clus
 	}
 	f := fib.New()
 	dp := newDataplane("node-0", nil, f, flows, &peers{})
+	dp.serviceCIDRs = []netip.Prefix{netip.MustParsePrefix(serviceRange)}
 	g, err := gateway.New(gateway.Config{
 		Queues: 1, MTUBytes: 1450, MAC: vswitch.GatewayMAC, Routers: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 		Cluster: []netip.Prefix{netip.MustParsePrefix(clusterRange)}, Service: []netip.Prefix{netip.MustParsePrefix(serviceRange)},
