@@ -2,6 +2,7 @@ package demo_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vswitch/internal/lab/labtest"
 )
@@ -40,6 +43,10 @@ func (o *output) String() string {
 const rootlessPatience = 2 * time.Minute
 
 var startedLine = regexp.MustCompile(`(?m)^  node ([ab]): pid (\d+), its dataplane (\d+), socket (\S+)$`)
+
+// podLine is how one enters a pod: by a process of the user namespace, and the path
+// that the pod's network namespace has there.
+var podLine = regexp.MustCompile(`(?m)^  (\S+) +\S+ +\S+ +nsenter -t (\d+) -U .* nsenter --net=(\S+) bash$`)
 
 // TestNodesOfAnOrdinaryUser is the whole promise: two nodes without any capability in
 // the machine's own network namespace, and every kind of traffic.
@@ -79,6 +86,13 @@ func TestNodesOfAnOrdinaryUser(t *testing.T) {
 	}
 	for who, pid := range pids {
 		mustBeOrdinary(t, who, pid)
+	}
+	pods := podLine.FindAllStringSubmatch(out.String(), -1)
+	if len(pods) != 4 {
+		t.Errorf("%d pods, want 4", len(pods))
+	}
+	for _, p := range pods {
+		mustBeTheUsers(t, p[1], p[2], p[3])
 	}
 	if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
@@ -169,6 +183,33 @@ func mustBeOrdinary(t *testing.T, who, pid string) {
 		if err1 != nil || err2 != nil || its != ours {
 			t.Errorf("%s is in %s (%v), not in this machine's own %s (%v)", who, its, err1, ours, err2)
 		}
+	}
+}
+
+// mustBeTheUsers wants a pod's network namespace to belong to the user namespace of a
+// process, and that to be one in which root is the ordinary user.
+func mustBeTheUsers(t *testing.T, pod, pid, path string) {
+	t.Helper()
+	f, err := os.Open("/proc/" + pid + "/root" + path)
+	if err != nil {
+		t.Errorf("pod %s: %v", pod, err)
+		return
+	}
+	defer f.Close()
+	owner, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		t.Errorf("pod %s: %v", pod, err)
+		return
+	}
+	defer unix.Close(owner)
+	var its, users unix.Stat_t
+	err = errors.Join(unix.Fstat(owner, &its), unix.Stat("/proc/"+pid+"/ns/user", &users))
+	if err != nil || its.Ino != users.Ino {
+		t.Errorf("pod %s belongs to user namespace %d, not %d (%v)", pod, its.Ino, users.Ino, err)
+	}
+	uids, err := os.ReadFile("/proc/" + pid + "/uid_map")
+	if want := fmt.Sprintf("0 %d 1", ordinaryUser); err != nil || strings.Join(strings.Fields(string(uids)), " ") != want {
+		t.Errorf("pod %s is in a user namespace with uids %q (%v), want %q", pod, uids, err, want)
 	}
 }
 

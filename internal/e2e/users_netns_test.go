@@ -164,6 +164,11 @@ func TestUsersOfOneHost(t *testing.T) {
 	t.Run("what two want only one has, which is said", func(t *testing.T) { oneNodePort(ctx, t, one, two) })
 
 	before := nodes["one"]
+	if out, err := one.vswitch(ctx, "", "upgrade"); err != nil {
+		t.Errorf("upgrade: %v: %s", err, out)
+	} else if after := one.nodes(ctx)["one"]; !slices.Equal(after.UDPPorts, before.UDPPorts) {
+		t.Errorf("ports %v after an upgrade, %v before", after.UDPPorts, before.UDPPorts)
+	}
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)
 	}
