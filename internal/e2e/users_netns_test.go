@@ -172,6 +172,9 @@ func TestUsersOfOneHost(t *testing.T) {
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)
 	}
+	if labtest.Long() {
+		t.Run("what one gives up the other takes", func(t *testing.T) { takesOver(ctx, t, two) })
+	}
 	one.daemon(ctx, "--node", "one", "--listen-client", store)
 	if after := one.nodes(ctx)["one"]; !slices.Equal(after.UDPPorts, before.UDPPorts) {
 		t.Errorf("ports %v after a restart, %v before", after.UDPPorts, before.UDPPorts)
@@ -213,21 +216,6 @@ ports: [{port: 80, protocol: TCP}]
 	if out, err := one.vswitch(ctx, objects, "apply", "-f", "-"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	type row struct {
-		Address, Problem string
-		OpenAt           int
-	}
-	listeners := func(u *nodeUser) []row {
-		out, err := u.vswitch(ctx, "", "get", "listeners", "-o", "json")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var rows []row
-		if err := json.Unmarshal(out, &rows); err != nil {
-			t.Fatal(err)
-		}
-		return rows
-	}
 	if global, err := net.InterfaceAddrs(); err != nil || !slices.ContainsFunc(global, func(a net.Addr) bool {
 		n, ok := a.(*net.IPNet)
 		return ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast()
@@ -236,7 +224,7 @@ ports: [{port: 80, protocol: TCP}]
 	}
 	for {
 		open, told := 0, 0
-		for _, r := range append(listeners(one), listeners(two)...) {
+		for _, r := range append(one.listeners(ctx), two.listeners(ctx)...) {
 			switch {
 			case r.OpenAt != 0:
 				open++
@@ -251,6 +239,39 @@ ports: [{port: 80, protocol: TCP}]
 			t.Fatalf("%d listeners open, %d told of; want as many of each", open, told)
 		}
 	}
+}
+
+// takesOver wants every port open at a node within the time after which it tries again.
+func takesOver(ctx context.Context, t *testing.T, u *nodeUser) {
+	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
+	defer cancel()
+	waits := func(r usersListener) bool { return r.OpenAt == 0 }
+	for slices.ContainsFunc(u.listeners(ctx), waits) {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("not open: %+v", u.listeners(t.Context()))
+		}
+	}
+}
+
+// usersListener is a row of `vswitch get listeners`.
+type usersListener struct {
+	Address, Problem string
+	OpenAt           int
+}
+
+func (u *nodeUser) listeners(ctx context.Context) []usersListener {
+	u.t.Helper()
+	out, err := u.vswitch(ctx, "", "get", "listeners", "-o", "json")
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	var rows []usersListener
+	if err := json.Unmarshal(out, &rows); err != nil {
+		u.t.Fatal(err)
+	}
+	return rows
 }
 
 // freeURL is one that nobody listens at now.

@@ -16,7 +16,7 @@ import (
 // A node that is told no UDP port for its tunnel takes as many as it has sockets, one
 // behind the other, from a range of ours, and publishes them. Where it begins to look
 // follows from its state directory, so that the nodes of a host spread and one whose
-// note of its ports is lost finds them again.
+// note of its ports is lost finds them again (ADR 23).
 const (
 	// firstOwnPort to lastOwnPort lie below NodePorts (30000) and the ports that the
 	// kernel gives to programs that ask for any (32768, ip_local_port_range).
