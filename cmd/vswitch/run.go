@@ -78,7 +78,7 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	defer signal.Stop(restart)
 	kc := keeper.Config{
 		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
-		Restart: restart, Stock: stock, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Manager: manager, Log: log,
+		Restart: restart, Stock: stock, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Drain: cfg.DrainTimeout, Manager: manager, Log: log,
 	}
 	if manager.KeepsDescriptors() {
 		if kc.Store, err = manager.NewStore(log); err != nil {

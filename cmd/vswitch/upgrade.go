@@ -8,11 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/config"
 )
 
 const (
-	// upgradeTimeout is for the new process to start and the old one to end.
-	upgradeTimeout = 30 * time.Second
+	// upgradeTimeout is for the new process to start and the old one to drain and end.
+	upgradeTimeout = config.MaxDrain + 30*time.Second
 	upgradePoll    = 20 * time.Millisecond
 )
 

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/internal/confine"
@@ -48,7 +49,8 @@ type Config struct {
 	SocketPath   string
 	RuntimeDir   string // what ends with the boot; a tmpfs, by preference
 	StateDir     string
-	TakeOver     bool // take the place of the daemon that runs on StateDir
+	DrainTimeout time.Duration // for connections that end with this process, at most MaxDrain; zero: none
+	TakeOver     bool          // take the place of the daemon that runs on StateDir
 	ConfigFile   string
 	UnderlayNote string // how Underlay was found; empty: it was given
 }
@@ -92,6 +94,9 @@ func (s *Store) InTheClear() []string {
 	}
 	return out
 }
+
+// MaxDrain bounds DrainTimeout: clients that come meanwhile wait or are refused.
+const MaxDrain = 10 * time.Minute
 
 // Numbers we chose.
 const (

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -121,6 +122,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{name: "socket", value: "/tmp/v.sock", got: func(c *Config) any { return c.SocketPath }, want: "/tmp/v.sock"},
 		{name: "runtime-dir", value: "/tmp/run", got: func(c *Config) any { return c.RuntimeDir }, want: "/tmp/run"},
 		{name: "state-dir", value: "/tmp/state", got: func(c *Config) any { return c.StateDir }, want: "/tmp/state"},
+		{name: "drain-timeout", value: "1m30s", got: func(c *Config) any { return c.DrainTimeout }, want: 90 * time.Second},
 		{name: "take-over", value: "true", got: func(c *Config) any { return c.TakeOver }, want: true},
 		{name: "listen-client", value: "http://127.0.0.1:2379", got: func(c *Config) any { return c.Store.ListenClient }, want: "http://127.0.0.1:2379"},
 		{name: "store-ca", value: "/tmp/ca.pem", got: func(c *Config) any { return c.Store.CA }, want: "/tmp/ca.pem"},

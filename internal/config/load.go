@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
@@ -73,6 +74,7 @@ func (l *Loader) register() {
 	add("socket", value[string]{&c.SocketPath, "PATH", parsePath, same}, "`PATH` of the API's unix socket (default: /run/vswitch/vswitch.sock, or the same under $XDG_RUNTIME_DIR)")
 	add("runtime-dir", value[string]{&c.RuntimeDir, "DIR", parsePath, same}, "`DIR` for the memory of connections, which then outlive the whole daemon, if it is on a tmpfs (default: that of --socket)")
 	add("state-dir", value[string]{&c.StateDir, "DIR", parsePath, same}, "`DIR` for what must survive a restart (default: /var/lib/vswitch, or vswitch under $XDG_STATE_HOME or ~/.local/state)")
+	add("drain-timeout", value[time.Duration]{&c.DrainTimeout, "DURATION", parseDuration(MaxDrain), time.Duration.String}, "how long connections that end with this process (egress, NodePort, proxy mode) have to end when it stops or is replaced, while it takes no more of them; 0: they are reset at once")
 	flag("take-over", &c.TakeOver, "take the place of the vswitch that runs on --state-dir, if one does, while connections go on; what takes this one's place later leaves it running, idle, until it is told to stop")
 	add("listen-client", value[string]{&c.Store.ListenClient, "URL", parseListen, same}, "`URL` at which the embedded store serves further nodes (default: none)")
 	add("store-ca", value[string]{&c.Store.CA, "FILE", parsePath, same}, "PEM `FILE` of the authority that signs the store's and its clients' certificates")
@@ -131,7 +133,7 @@ func (l *Loader) Load(environ func(string) (string, bool)) (Config, error) {
 // ours tells this package's flags from those of the command library (help).
 func ours(f *pflag.Flag) bool {
 	switch f.Value.(type) {
-	case storeFlag, value[string], value[confine.Mode], value[bool], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
+	case storeFlag, value[string], value[confine.Mode], value[bool], value[time.Duration], value[int], value[uint16], value[[]netip.Addr], value[[]netip.AddrPort], value[[]netip.Prefix]:
 		return true
 	}
 	return false

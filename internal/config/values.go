@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"vswitch/internal/confine"
 	"vswitch/internal/dns"
@@ -221,6 +222,17 @@ func formatMTU(n int) string {
 		return "auto"
 	}
 	return strconv.Itoa(n)
+}
+
+// parseDuration reads a time with its unit, from zero to high.
+func parseDuration(high time.Duration) func(string) (time.Duration, error) {
+	return func(s string) (time.Duration, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < 0 || d > high {
+			return 0, fmt.Errorf("want a time such as 30s, 0 to %v", high)
+		}
+		return d, nil
+	}
 }
 
 func parseInt(low, high int, what string) func(string) (int, error) {

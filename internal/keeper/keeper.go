@@ -82,6 +82,8 @@ type Config struct {
 	TakeOver bool
 	// Stock is where the tunnel's sockets come from. Nil: an empty one.
 	Stock *bound.Stock
+	// Drain is how much longer a child may take to end when told to.
+	Drain time.Duration
 	// Embedded starts the embedded store, which ends with the keeper. Nil: there is none.
 	Embedded func() (Embedded, error)
 	Log      *slog.Logger
@@ -179,7 +181,7 @@ func Run(ctx context.Context, cfg Config) error {
 			continue
 		case <-ctx.Done():
 			k.tell(Manager.Stopping)
-			return current.stop(syscall.SIGTERM, stopTimeout)
+			return current.stop(syscall.SIGTERM, stopTimeout+cfg.Drain)
 		case <-current.done:
 			switch {
 			case ctx.Err() != nil: // a terminal's ^C is for both
@@ -231,7 +233,7 @@ func (k *keeper) first(ctx context.Context) (*child, error) {
 		}
 	}
 	if other == nil {
-		if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Log); err != nil {
+		if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Drain, k.cfg.Log); err != nil {
 			return nil, err
 		}
 		c, err := k.start()
@@ -250,7 +252,7 @@ func (k *keeper) first(ctx context.Context) (*child, error) {
 		k.embedded.leave() // to the other
 		return nil, err
 	}
-	if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Log); err != nil {
+	if k.claims, err = listen(k.cfg.Socket, k.store, k.cfg.Drain, k.cfg.Log); err != nil {
 		k.cfg.Log.Error("nobody can take over from this vswitch", "err", err)
 	}
 	k.cfg.Log.Info("taken over", "pid", c.cmd.Process.Pid)
@@ -356,7 +358,7 @@ func (k *keeper) replace(ctx context.Context, current *child) *child {
 		_ = next.stop(syscall.SIGKILL, stopTimeout)
 		return nil
 	}
-	if err := current.stop(HandOver, handOverTimeout); err != nil {
+	if err := current.stop(HandOver, handOverTimeout+k.cfg.Drain); err != nil {
 		k.cfg.Log.Warn("the dataplane did not end as it should", "err", err)
 	}
 	return next

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"time"
 
 	"vswitch/internal/fdpass"
 )
@@ -53,6 +54,8 @@ type response struct {
 	NotFound bool     `json:"notFound,omitempty"`
 	Names    []string `json:"names,omitempty"`
 	More     bool     `json:"more,omitempty"` // there are names behind these
+	// Drain, of takeover.go's hello, is how much longer the child that is to end may take.
+	Drain time.Duration `json:"drain,omitempty"`
 }
 
 // namesPerPage names of fdstore.MaxNameBytes fit a packet.

@@ -47,7 +47,8 @@ const (
 	// takeOverTimeout is how long a new dataplane may take from begin to ready, while
 	// nobody forwards. It takes some 50 ms.
 	takeOverTimeout = 10 * time.Second
-	// exchangeTimeout bounds one exchange; in the longest the old child ends.
+	// exchangeTimeout bounds one exchange, but for take, in which the old child ends and
+	// may drain before.
 	exchangeTimeout = handOverTimeout + 3*time.Second
 	// bindPatience: a keeper killed a moment ago may listen still, until the kernel has
 	// closed its files.
@@ -71,6 +72,7 @@ type claim struct {
 // claims listens for keepers that come to take over.
 type claims struct {
 	listener *fdpass.Listener
+	drain    time.Duration // how long its child may
 	log      *slog.Logger
 	store    fdstore.Store
 	came     chan *claim // asked to take
@@ -83,7 +85,7 @@ type claims struct {
 }
 
 // listen lets others take over at path; empty: nobody can, and there is nothing to close.
-func listen(path string, s fdstore.Store, log *slog.Logger) (*claims, error) {
+func listen(path string, s fdstore.Store, drain time.Duration, log *slog.Logger) (*claims, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -100,7 +102,7 @@ func listen(path string, s fdstore.Store, log *slog.Logger) (*claims, error) {
 			return nil, fmt.Errorf("%s: %w", path, ErrRuns)
 		}
 	}
-	c := &claims{listener: l, log: log, store: s, came: make(chan *claim), conns: map[*net.UnixConn]struct{}{}}
+	c := &claims{listener: l, drain: drain, log: log, store: s, came: make(chan *claim), conns: map[*net.UnixConn]struct{}{}}
 	c.ended, c.end = context.WithCancel(context.Background())
 	c.served.Go(c.accept)
 	c.served.Go(c.mend)
@@ -209,7 +211,7 @@ func (c *claims) serve(conn *net.UnixConn) {
 		case q.Op == opHello && q.Version != takeOverVersion:
 			r.Error = fmt.Sprintf("it takes over by version %q, this one hands over by %s: stop this one first", q.Version, takeOverVersion)
 		case q.Op == opHello:
-			greeted = true
+			greeted, r.Drain = true, c.drain
 		case !greeted:
 			r.Error = "want hello first"
 		case q.Op == opTake && t == nil:
@@ -251,7 +253,7 @@ func (c *claims) serve(conn *net.UnixConn) {
 func (k *keeper) yield(ctx context.Context, t *claim, current *child) *child {
 	log := k.cfg.Log.With("to", t.peer.PID)
 	log.Info("another vswitch takes over", "pid", current.cmd.Process.Pid)
-	if err := current.stop(HandOver, handOverTimeout); err != nil {
+	if err := current.stop(HandOver, handOverTimeout+k.cfg.Drain); err != nil {
 		log.Warn("the dataplane did not end as it should", "err", err)
 	}
 	close(t.stopped)
@@ -286,7 +288,10 @@ func (k *keeper) letGo() {
 }
 
 // before is a take-over as the keeper sees it that takes the place.
-type before struct{ Client }
+type before struct {
+	Client
+	drain time.Duration // how long its child may
+}
 
 // dialBefore connects to the keeper that listens at path; nil: there is none.
 func dialBefore(path string) (*before, error) {
@@ -297,11 +302,13 @@ func dialBefore(path string) (*before, error) {
 	case err != nil:
 		return nil, fmt.Errorf("take over: %w", err)
 	}
-	b := &before{Client{conn: conn}}
+	b := &before{Client: Client{conn: conn}}
 	if _, err := fdpass.CheckPeer(conn); err != nil {
 		return nil, errors.Join(fmt.Errorf("take over: %w", err), conn.Close())
 	}
-	switch _, err := b.ask(request{Op: opHello, Version: takeOverVersion}); {
+	hello, err := b.ask(request{Op: opHello, Version: takeOverVersion})
+	b.drain = hello.Drain
+	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE): // it is at its end
 		return nil, conn.Close()
 	case err != nil:
@@ -311,7 +318,11 @@ func dialBefore(path string) (*before, error) {
 }
 
 func (b *before) ask(q request) (response, error) {
-	_ = b.conn.SetDeadline(time.Now().Add(exchangeTimeout))
+	patience := exchangeTimeout
+	if q.Op == opTake {
+		patience += b.drain
+	}
+	_ = b.conn.SetDeadline(time.Now().Add(patience))
 	r, fds, err := b.Client.ask(q, nil)
 	closeAll(fds)
 	return r, err

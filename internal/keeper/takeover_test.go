@@ -136,7 +136,7 @@ func TestHostileTakeOvers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := &before{Client{conn: conn}}
+		b := &before{Client: Client{conn: conn}}
 		for _, q := range tt.asks {
 			_, err = b.ask(q)
 		}

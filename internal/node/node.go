@@ -129,10 +129,11 @@ type node struct {
 // that the node can't do without.
 func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	n := &node{cfg: cfg, opt: opt, log: opt.Log, deaths: make(chan death, maxDeaths)}
-	n.ctx, n.cancel = context.WithCancelCause(ctx)
+	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx)) // it drains before it ends
 	defer func() { err = errors.Join(err, n.close()) }()
+	defer context.AfterFunc(ctx, n.told(false))()
 	if opt.HandOver != nil {
-		defer context.AfterFunc(opt.HandOver, func() { n.cancel(nil) })()
+		defer context.AfterFunc(opt.HandOver, n.told(true))()
 	}
 
 	// Workers hold a processor each while frames come: the rest of the daemon must

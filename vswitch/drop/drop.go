@@ -79,6 +79,7 @@ const (
 	EgressDenied  // the outside address is one the node does not serve
 	EchoForbidden // the host does not allow ping sockets
 	UnsupportedL4 // a protocol the gateway can't carry outside
+	Draining      // a connection that would begin while the node's daemon ends
 
 	// Replies the switch holds back.
 	ReplyLimited // an answer of the switch's own was over its rate
@@ -116,7 +117,7 @@ var names = [count]string{
 	EgressFull: "egress-full", EgressDown: "egress-down", EgressRefused: "egress-refused",
 
 	EgressDenied: "egress-denied", EchoForbidden: "echo-forbidden",
-	UnsupportedL4: "unsupported-l4",
+	UnsupportedL4: "unsupported-l4", Draining: "draining",
 
 	ReplyLimited: "reply-limited",
 }

@@ -29,7 +29,7 @@
 //	dns.go       the node's own DNS server
 //	proxy.go     services whose connections end here; proxy_header.go, proxy_pair.go
 //	refuse.go    resets and ICMP errors
-//	orphan.go    connections of an earlier process
+//	orphan.go    connections of an earlier process; drain.go those at the end of this one
 //	service.go   what a service is
 //	service_table.go, service_index.go  where services are found
 //	service_pool.go  which endpoint a flow gets
@@ -79,6 +79,8 @@ type Gateway struct {
 	connections connections
 	dials       sync.WaitGroup // pods' connections, from SYN to end
 	janitor     sync.WaitGroup
+
+	draining atomic.Bool // no TCP connection is taken any more
 
 	change  sync.Mutex // held while services change, so that table and ports agree
 	closing sync.Once

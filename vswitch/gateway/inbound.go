@@ -71,6 +71,9 @@ func (g *Gateway) judgeTCP(f *frame.Frame, h *wire.Headers) drop.Reason {
 	if !h.HasL4 || h.TCPFlags&(wire.SYN|wire.ACK|wire.RST) != wire.SYN {
 		return drop.None
 	}
+	if g.draining.Load() {
+		return drop.Draining
+	}
 	k := flow.KeyOf(h)
 	r, tell := g.judgeConnection(&k)
 	switch r {

@@ -71,6 +71,7 @@ type listeners struct {
 	health    map[namespacedName]*health // of services, see healthcheck.go
 	ages      uint64
 	closed    bool
+	draining  bool // TCP ports are closed
 	tidied    bool // what an earlier process left and nobody wants has been closed
 
 	serving sync.WaitGroup // accept loops and clients
@@ -233,7 +234,7 @@ func (l *listeners) wanted(sl *slot) map[netip.Addr]*entrance {
 
 // reconcile opens what is wanted in a slot and closes what is not. Callers hold mu.
 func (l *listeners) reconcile(k portKey) {
-	if l.closed || l.g.cfg.NoNodePorts {
+	if l.closed || l.g.cfg.NoNodePorts || l.draining && k.proto == wire.ProtoTCP {
 		return
 	}
 	sl := l.slots[k]
