@@ -10,11 +10,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"vswitch/internal/confine"
 	"vswitch/internal/keeper"
 	"vswitch/internal/rootless"
 	"vswitch/internal/rootless/dataplane"
@@ -44,6 +46,7 @@ type rootlessOptions struct {
 	mtu, workers          int
 	hostLoopback, oneID   bool
 	verbose               bool
+	confine               string
 }
 
 const (
@@ -86,6 +89,7 @@ should this process be, and nothing is left of its network.`,
 	f.BoolVar(&o.hostLoopback, "host-loopback", false, "let the command reach the host's own 127.0.0.1 and ::1, at its gateway's addresses")
 	f.BoolVar(&o.oneID, "one-id", false, "map this user alone, although /etc/subuid grants more")
 	f.BoolVar(&o.verbose, "verbose", false, "say what is opened and closed")
+	addConfine(cmd, &o.confine)
 	return cmd
 }
 
@@ -103,6 +107,9 @@ func (o *rootlessOptions) run(cmd *cobra.Command, args []string) error {
 }
 
 func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
+	if !slices.Contains(confine.Modes, confine.Mode(o.confine)) {
+		return c, fmt.Errorf("--confine %s: want one of %v", o.confine, confine.Modes)
+	}
 	if c.Self, err = os.Executable(); err != nil {
 		return c, err
 	}
@@ -131,8 +138,9 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 	c.Command, c.OneID = args, o.oneID
 	c.ResolvConf = resolvConf(d.Plan.Of(plan.DNS))
 	c.Log = rootlessLog(o.verbose)
+	c.DataplaneArgs = []string{"--confine", o.confine}
 	if o.verbose {
-		c.LogArgs = []string{"--verbose"}
+		c.DataplaneArgs = append(c.DataplaneArgs, "--verbose")
 	}
 	return c, nil
 }
@@ -233,7 +241,7 @@ func newRootlessInside() *cobra.Command {
 
 // newRootlessDataplane is the process that moves frames.
 func newRootlessDataplane() *cobra.Command {
-	var text string
+	var text, mode string
 	verbose := false
 	cmd := &cobra.Command{
 		Use:    "dataplane",
@@ -258,10 +266,22 @@ func newRootlessDataplane() *cobra.Command {
 			}
 			defer parent.Close()
 			c.Keeper, c.Log = parent, rootlessLog(verbose)
+			lacks, err := confine.Apply(confine.Dataplane(), confine.Mode(mode))
+			for _, l := range lacks {
+				c.Log.Info("the dataplane is less confined than it could be", "err", l)
+			}
+			if err != nil {
+				return err
+			}
 			return dataplane.Run(ctx, c)
 		},
 	}
 	cmd.Flags().StringVar(&text, "config", "", "`JSON` of what to do")
 	cmd.Flags().BoolVar(&verbose, "verbose", false, "say what is opened and closed")
+	addConfine(cmd, &mode)
 	return cmd
+}
+
+func addConfine(cmd *cobra.Command, mode *string) {
+	cmd.Flags().StringVar(mode, "confine", string(confine.On), "what the process that moves packets gives up: `MODE` on, off, or trap (docs/security.md)")
 }

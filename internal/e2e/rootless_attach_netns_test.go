@@ -265,7 +265,6 @@ podman import image.tar demo
 rm image.tar
 status=0
 timeout 60 podman run --rm --name server --network slirp4netns:port_handler=slirp4netns,mtu=1500 -p 8000:80 demo /vswitch-demo serve --listen :80 || status=$?
-podman unshare rm -rf "$HOME/.local"
 echo ended $status
 `
 	p, err := h.node.Start(h.shell(script, slirp, home, program))

@@ -75,7 +75,7 @@ func (u *user) tun() string { return filepath.Join(u.dir, "tun") }
 
 // runs is `vswitch rootless run` with flags, and a command behind "--".
 func (u *user) runs(args ...string) lab.Command {
-	all := slices.Concat(u.as, []string{u.binary, "rootless", "run"}, args)
+	all := slices.Concat(u.as, []string{u.binary, "rootless", "run", "--confine", "trap"}, args)
 	return lab.Command{Name: "rootless", Path: all[0], Args: all[1:]}
 }
 
@@ -106,7 +106,7 @@ func (h *userHost) starts(args ...string) *lab.Rootless {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), patience)
 	defer cancel()
-	r, err := h.node.Rootless(ctx, "rootless", lab.RootlessConfig{As: h.as, Binary: h.binary, Args: args})
+	r, err := h.node.Rootless(ctx, "rootless", lab.RootlessConfig{As: h.as, Binary: h.binary, Args: append([]string{"--confine", "trap"}, args...)})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -188,10 +188,19 @@ func (h *userHost) eventually(what string, f func() error) {
 
 // says reports whether a place answers with a name, and sees a client.
 func says(ns *lab.Namespace, network string, to netip.AddrPort, name string, client netip.Addr) error {
-	got, err := ask(ns, network, to, "who")
+	conn, err := dial(ns, network, netip.AddrPort{}, to)
 	if err != nil {
 		return err
 	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second)) // a datagram that came too early has no answer
+	io.WriteString(conn, "who")
+	b := make([]byte, 512)
+	size, err := conn.Read(b)
+	if err != nil {
+		return err
+	}
+	got := string(b[:size])
 	if n, c := answer(got); n != name || client.IsValid() && c != client {
 		return fmt.Errorf("%q, want %s to see %v", got, name, client)
 	}

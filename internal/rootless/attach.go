@@ -26,11 +26,10 @@ type AttachConfig struct {
 	UserNS    string // path; empty: that of the network namespace
 	Dataplane dataplane.Config
 	// Bare leaves the interface's IPv4 addresses and routes to others.
-	Bare    bool
-	API     string // path of the socket that takes requests; empty: none
-	Ready   func() // called when the network works
-	Log     *slog.Logger
-	LogArgs []string
+	Bare  bool
+	API   string // path of the socket that takes requests; empty: none
+	Ready func() // called when the network works
+	Log   *slog.Logger
 }
 
 // Attach gives a namespace a network until ctx ends, which is not an error.
@@ -39,7 +38,7 @@ func Attach(ctx context.Context, cfg AttachConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	c := Config{Self: cfg.Self, Dataplane: cfg.Dataplane, Log: cfg.Log, LogArgs: cfg.LogArgs}
+	c := Config{Self: cfg.Self, Dataplane: cfg.Dataplane, Log: cfg.Log}
 	c.Dataplane.Features = made.Features
 	if cfg.API != "" {
 		api, err := listenAPI(cfg.API)

@@ -48,7 +48,8 @@ type Config struct {
 	// Signals are passed on to the command.
 	Signals <-chan os.Signal
 	Log     *slog.Logger
-	LogArgs []string // of the dataplane's own command line
+	// DataplaneArgs are added to the dataplane's own command line.
+	DataplaneArgs []string
 
 	keep map[string][]int // more for the keeper, by name
 }
@@ -250,7 +251,7 @@ func keep(ctx context.Context, cfg *Config, fds []int, ready func()) error {
 	}
 	return keeper.Run(ctx, keeper.Config{
 		Command: func() []string {
-			return append([]string{cfg.Self, "rootless", "dataplane", "--config", string(text)}, cfg.LogArgs...)
+			return append([]string{cfg.Self, "rootless", "dataplane", "--config", string(text)}, cfg.DataplaneArgs...)
 		},
 		Keep: func(s fdstore.Store) error {
 			defer closeAll(fds)
