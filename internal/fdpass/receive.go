@@ -23,9 +23,15 @@ func receive(conn *net.UnixConn) (m Message, fds []int, err error) {
 	return m, fds, nil
 }
 
+// PacketError says what was wrong with one packet. The next may be read.
+type PacketError struct{ Cause error }
+
+func (e *PacketError) Error() string { return e.Cause.Error() }
+func (e *PacketError) Unwrap() error { return e.Cause }
+
 // ReadPacket reads one packet of a SOCK_SEQPACKET connection and the descriptors
-// beside it, which are then the caller's. On error every descriptor that came is
-// closed. The kernel sets close-on-exec as it installs them (MSG_CMSG_CLOEXEC,
+// beside it, which are then the caller's. On error, a *PacketError or that of the
+// connection, every descriptor that came is closed. The kernel sets close-on-exec as it installs them (MSG_CMSG_CLOEXEC,
 // which net always asks for).
 func ReadPacket(conn *net.UnixConn) (text []byte, fds []int, err error) {
 	text = make([]byte, MaxMessageBytes+1)
@@ -37,11 +43,11 @@ func ReadPacket(conn *net.UnixConn) (text []byte, fds []int, err error) {
 	case err != nil:
 		err = fmt.Errorf("read message: %w", err)
 	case rightsErr != nil:
-		err = rightsErr
+		err = &PacketError{rightsErr}
 	case flags&unix.MSG_CTRUNC != 0:
-		err = fmt.Errorf("descriptors lost: more than %d, or the receiver has none to spare", MaxFDs)
+		err = &PacketError{fmt.Errorf("descriptors lost: more than %d, or the receiver has none to spare", MaxFDs)}
 	case flags&unix.MSG_TRUNC != 0 || n > MaxMessageBytes:
-		err = fmt.Errorf("message longer than %d bytes", MaxMessageBytes)
+		err = &PacketError{fmt.Errorf("message longer than %d bytes", MaxMessageBytes)}
 	}
 	if err != nil {
 		closeAll(fds)

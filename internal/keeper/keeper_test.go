@@ -273,6 +273,35 @@ func pairOf(t *testing.T, as *child) *Client {
 	return c
 }
 
+// A keeper that has no descriptor to spare says so, and goes on when it has.
+func TestAKeeperOutOfDescriptorsRefuses(t *testing.T) {
+	c := pair(t)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	set := func(most uint64) {
+		t.Helper()
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: limit.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer set(limit.Cur)
+	set(3) // as many as the standard ones
+	if err := c.Put("tap/x", []int{0, 1}); err == nil || !strings.Contains(err.Error(), "descriptors lost") {
+		t.Errorf("put without descriptors to spare: %v", err)
+	}
+	set(limit.Cur)
+	if err := c.Put("tap/x", []int{0, 1}); err != nil {
+		t.Errorf("put with some again: %v", err)
+	}
+	if fds, err := c.Get("tap/x"); err != nil || len(fds) != 2 {
+		t.Errorf("get: %v, %v", fds, err)
+	} else {
+		closeAll(fds)
+	}
+}
+
 func TestNamesComeInPages(t *testing.T) {
 	c := pair(t)
 	var want []string

@@ -76,7 +76,7 @@ func read(conn *net.UnixConn, message any) (fds []int, err error) {
 	}
 	if err := json.Unmarshal(text, message); err != nil {
 		closeAll(fds)
-		return nil, fmt.Errorf("read message: %w", err)
+		return nil, &fdpass.PacketError{Cause: fmt.Errorf("read message: %w", err)}
 	}
 	return fds, nil
 }

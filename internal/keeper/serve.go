@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/bound"
+	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
 )
 
@@ -34,11 +35,18 @@ const resolversFile = "/etc/resolv.conf"
 func (c *child) serve(conn *net.UnixConn, s fdstore.Store) {
 	for {
 		var q request
+		var r response
+		var out []int
 		fds, err := read(conn, &q)
-		if err != nil {
+		var bad *fdpass.PacketError
+		switch {
+		case errors.As(err, &bad): // a keeper without descriptors to spare, say: the child must not wait for ever
+			r = response{Error: err.Error()}
+		case err != nil:
 			return
+		default:
+			r, out = c.answer(q, fds, s)
 		}
-		r, out := c.answer(q, fds, s)
 		closeAll(fds) // the store has duplicates
 		err = write(conn, r, out)
 		closeAll(out)
