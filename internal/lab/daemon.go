@@ -28,6 +28,8 @@ type RunConfig struct {
 	Wrapper []string
 	// Files are its descriptors from 3 on.
 	Files []*os.File
+	// Older leaves out the flags that came later than the older version that is run.
+	Older bool
 	// FindUnderlay leaves the underlay address for the daemon to find.
 	FindUnderlay bool
 }
@@ -58,8 +60,10 @@ func (n *Node) StartDaemon(ctx context.Context, c RunConfig) error {
 	if err := os.MkdirAll(n.StateDir(), 0o700); err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	args := []string{"run", "--node", n.Host, "--socket", n.Socket(), "--state-dir", n.StateDir(),
-		"--runtime-dir", filepath.Join(runtimeDir(n.lab.Suffix), n.Host)}
+	args := []string{"run", "--node", n.Host, "--socket", n.Socket(), "--state-dir", n.StateDir()}
+	if !c.Older {
+		args = append(args, "--runtime-dir", filepath.Join(runtimeDir(n.lab.Suffix), n.Host))
+	}
 	if !c.FindUnderlay {
 		args = append(args, "--underlay", n.Underlay().String())
 	}
