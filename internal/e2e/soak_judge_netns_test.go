@@ -132,6 +132,12 @@ func (s *soak) judge() {
 		}
 	}
 	s.t.Logf("progress: drops: %v", s.drops)
+	if err := s.monitor.Stop(); err != nil {
+		s.t.Error(err)
+	}
+	if said := s.monitor.Log(); said != "" {
+		s.t.Errorf("a pod saw its interface change:\n%s", said)
+	}
 	if s.counts.kills == 0 || s.counts.pods == 0 || s.counts.visits == 0 {
 		s.t.Errorf("nothing happened: %+v", s.counts)
 	}

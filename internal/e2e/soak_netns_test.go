@@ -54,6 +54,7 @@ type soak struct {
 	outside *lab.Node
 	rates   []string // of the steady load
 	watches []*watch
+	monitor *lab.Process // of what a pod sees of its interface
 
 	mu     sync.Mutex // guards all below
 	live   map[netip.Addr]string
@@ -129,6 +130,10 @@ func newSoak(t *testing.T) *soak {
 	s.eventually("the service answers", func() error {
 		return errors.Join(s.visitOnce(0), s.visitOnce(1))
 	})
+	s.monitor, err = s.a1.Start(lab.Command{Name: "monitor", Path: "ip", Args: []string{"-o", "monitor", "link", "address", "route"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, family := range []int{4, 6} {
 		for _, w := range []struct {
 			name string
