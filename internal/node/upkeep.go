@@ -30,6 +30,7 @@ func (n *node) belongings() []upkeep.Object {
 		n.stateFile(snapshotFile, n.resave),
 		{Name: "API socket", Check: func() error { return n.api.InPlace() }, Mend: func() error { return n.api.Restore() }},
 		{Name: "descriptor socket", Check: func() error { return n.descriptors.InPlace() }, Mend: func() error { return n.descriptors.Restore() }},
+		n.stateFile(keeperSocket, nil), // without which no other daemon can take over; it is the keeper's
 		n.underlayObject(),
 		{Name: "interfaces of pods", Check: n.checkPods()},
 		{Name: "routes of the attached host", Check: n.checkHost},
