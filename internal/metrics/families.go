@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"vswitch/internal/upkeep"
 	"vswitch/vswitch/drop"
 )
 
@@ -78,6 +79,12 @@ var families = []family{
 			to(float64(n))
 		}
 	}),
+	gauge("upkeep_problem", "1 for what of the node's own is not as it should be, else 0; vswitch get upkeep says why.",
+		perObject(func(o *upkeep.Status) float64 { return truth(o.Problem != "") }), "object"),
+	counter("upkeep_found_total", "Times that something of the node's own was found not to be as it should.",
+		perObject(func(o *upkeep.Status) float64 { return float64(o.Found) }), "object"),
+	counter("upkeep_mended_total", "Times that the daemon put it right.",
+		perObject(func(o *upkeep.Status) float64 { return float64(o.Mended) }), "object"),
 	gauge("store_reachable", "1 if the control plane's source answers, else 0.", func(s *Sources, to emit) { to(truth(s.Control().Reachable)) }),
 	gauge("objects", "Objects of the cluster that this node knows.", func(s *Sources, to emit) {
 		for kind, n := range s.Control().Objects {
@@ -155,6 +162,14 @@ func byLabel(values func(*Sources) map[string]int) func(*Sources, emit) {
 	return func(s *Sources, to emit) {
 		for label, n := range values(s) {
 			to(float64(n), label)
+		}
+	}
+}
+
+func perObject(value func(*upkeep.Status) float64) func(*Sources, emit) {
+	return func(s *Sources, to emit) {
+		for _, o := range s.Upkeep() {
+			to(value(&o), o.Object)
 		}
 	}
 }

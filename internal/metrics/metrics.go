@@ -18,6 +18,7 @@ import (
 
 	"vswitch/control"
 	"vswitch/internal/dns"
+	"vswitch/internal/upkeep"
 	"vswitch/tunnel/udp"
 	"vswitch/vswitch"
 	"vswitch/vswitch/drop"
@@ -54,6 +55,8 @@ type Sources struct {
 	Listeners func() []gateway.ListenerStatus
 	Proxies   func() []gateway.ProxyStats
 	DNS       func() dns.Stats
+	// Upkeep is how what the node owns outside of the process is.
+	Upkeep func() []upkeep.Status
 	// Attachments are pods' and hosts' interfaces by state.
 	Attachments func() map[string]int
 	// FreeAddresses is for how many more pods the node has addresses; false: it has no

@@ -16,6 +16,7 @@ import (
 
 	"vswitch/control"
 	"vswitch/internal/dns"
+	"vswitch/internal/upkeep"
 	"vswitch/tunnel/udp"
 	"vswitch/vswitch"
 	"vswitch/vswitch/drop"
@@ -44,6 +45,9 @@ func sources() Sources {
 		Proxies: func() []gateway.ProxyStats { return []gateway.ProxyStats{{Open: 1}, {Open: 2}} },
 		DNS:     func() dns.Stats { return dns.Stats{Queries: 4} },
 
+		Upkeep: func() []upkeep.Status {
+			return []upkeep.Status{{Object: "lock", Found: 2, Mended: 1, Problem: "gone"}}
+		},
 		Attachments:   func() map[string]int { return map[string]int{"attached": 2} },
 		FreeAddresses: func() (int, bool) { return 250, true },
 		Ready:         func() bool { return true },

@@ -9,6 +9,7 @@ import (
 	"vswitch/internal/dns"
 	"vswitch/internal/health"
 	"vswitch/internal/metrics"
+	"vswitch/internal/upkeep"
 	"vswitch/vswitch"
 	"vswitch/vswitch/gateway"
 )
@@ -36,7 +37,7 @@ func (n *node) openMetrics() error {
 			}
 			return dns.Stats{}
 		},
-		Attachments: n.attachmentsByState, FreeAddresses: n.freeAddresses,
+		Upkeep: func() []upkeep.Status { return n.upkeep.Status() }, Attachments: n.attachmentsByState, FreeAddresses: n.freeAddresses,
 		Ready:   func() bool { return n.readiness().Reason == "" },
 		Control: n.controller.Figures, Programming: n.controller.ProgrammingLatency(), Restarts: n.restarts,
 	}, n.log)
