@@ -125,6 +125,31 @@ func TestNodesOfAnOrdinaryUser(t *testing.T) {
 	}
 }
 
+// TestWhatTheMachineAllowsIsUsed: where anybody may ping and open low ports, pods' pings
+// are answered and port 80 is open at itself.
+func TestWhatTheMachineAllowsIsUsed(t *testing.T) {
+	if !labtest.Long() {
+		t.Skip("the whole demo once more: in the long form of the tests")
+	}
+	demo := asUser(t, "--rootless")
+	const machine = `ip link set lo up && ip addr add 198.51.100.7/32 dev lo && ip addr add 2001:db8:7::7/128 dev lo nodad &&
+echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start && echo "0 2147483647" > /proc/sys/net/ipv4/ping_group_range && exec "$@"`
+	out, err := exec.Command("unshare", append([]string{"-n", "sh", "-c", machine, "sh"}, demo.Args...)...).CombinedOutput()
+	if err != nil || !lastLine.Match(out) {
+		t.Errorf("demo: %v", err)
+	}
+	for _, want := range append(rootlessRows([]netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:7::7")}),
+		`(?m)^ok +outside to hostPort 80 +IPv4 +tcp .*at port 80;`, `(?m)^ok +outside to hostPort 80 +IPv6 +udp .*at port 80;`,
+		`(?m)^ok +pod to outside +IPv4 +ping +\d+ us$`, `(?m)^ok +pod to outside +IPv6 +ping +\d+ us$`) {
+		if !regexp.MustCompile(want).Match(out) {
+			t.Errorf("no row like %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%s", out)
+	}
+}
+
 // rootlessRows are patterns of the rows that there must be on a machine with these addresses.
 func rootlessRows(own []netip.Addr) []string {
 	rows := []string{`(?m)^ok +NodePort goes and comes `}
