@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // kubectl on the control plane's machine drives the cluster as users know it.
@@ -86,4 +87,24 @@ func (r *rig) says(t *testing.T, p *corev1.Pod, word string, args ...string) err
 		err = fmt.Errorf("%q, want a word of %s", out, word)
 	}
 	return err
+}
+
+// A service that asks for what there is not is told so where its owner looks, once
+// for all nodes, and works as far as it can.
+func testEvents(t *testing.T, r *rig) {
+	ns := r.namespace(t, "events")
+	r.apply(t, ns, deployment("web", 1)+strings.Replace(webService, "metadata: {name: web}", `metadata: {name: web, annotations: {vswitch/mode: magic}}`, 1))
+	eventually(t, "the owner is told", func() error {
+		list, err := r.Client.CoreV1().Events(ns).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.kind=Service,involvedObject.name=web"})
+		if err != nil {
+			return err
+		}
+		if n := len(list.Items); n != 1 {
+			return fmt.Errorf("%d events, want one", n)
+		}
+		if e := list.Items[0]; e.Type != corev1.EventTypeWarning || !strings.Contains(e.Message, "vswitch/mode") {
+			return fmt.Errorf("%s: %s", e.Type, e.Message)
+		}
+		return nil
+	})
 }

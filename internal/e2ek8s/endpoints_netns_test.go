@@ -199,6 +199,8 @@ func testTerminating(t *testing.T, r *rig) {
 	r.wantTerminating(t, ns, web[1])
 	eventually(t, "all that serve are leaving, and serve", func() error { return sawAll(client, "tcp", at, names(web)...) })
 	still("both leave")
+	r.kubectl(t, "delete", "deployment", "-n", ns, "web", "--cascade=orphan")
+	r.kubectl(t, "delete", "replicaset", "-n", ns, "-l", "app=web", "--cascade=orphan")
 	r.kubectl(t, "delete", "pod", "-n", ns, "-l", "app=web", "--grace-period=0", "--force")
 	eventually(t, "nobody is left: refused", func() error { return refused(client, at) })
 }

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -23,17 +22,19 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: bare, labels: {kubernetes.io/service-name: bare}}
 addressType: IPv4
-endpoints: [{addresses: [%q], conditions: {ready: true}}]
+endpoints:
+- {addresses: [%q], conditions: {ready: true}}
+- {addresses: [%q], conditions: {ready: false}}
 ports: [{name: http, port: 8080, protocol: TCP}]
 ---`
 
-// Case 64. From the moment an endpoint is written to the API server until new
-// connections take it, on every node.
+// Case 64. From the moment the API server is told that one endpoint is ready and the
+// other is not until new connections take it, on every node. None fails meanwhile.
 func testLatency(t *testing.T, r *rig) {
 	ns := r.namespace(t, "latency")
 	r.apply(t, ns, deployment("web", 2)+deployment("client", 3))
 	web, clients := r.pods(t, ns, "web", 2), r.pods(t, ns, "client", 3)
-	r.apply(t, ns, fmt.Sprintf(bareService, ip(t, web[0], 4)))
+	r.apply(t, ns, fmt.Sprintf(bareService, ip(t, web[0], 4), ip(t, web[1], 4)))
 	at := vip(t, r.service(t, ns, "bare"), 4, "http")
 	for _, c := range clients {
 		eventually(t, "the first endpoint answers", func() error { return sawOnly(r.inside(t, c), at, web[0].Name) })
@@ -47,7 +48,10 @@ func testLatency(t *testing.T, r *rig) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Endpoints = []discoveryv1.Endpoint{{Addresses: []string{ip(t, to, 4).String()}}}
+		for j := range s.Endpoints {
+			ready := s.Endpoints[j].Addresses[0] == ip(t, to, 4).String()
+			s.Endpoints[j].Conditions.Ready = &ready
+		}
 		began := time.Now()
 		if _, err := slices4.Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
