@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,6 +17,12 @@ func (o *Objects) compileService(e *serviceEntry) []*Service {
 	s := e.record
 	if isHeadless(&s.Spec) || s.Spec.Type == corev1.ServiceTypeExternalName || othersToServe(s) {
 		return nil
+	}
+	// An etcd of ours has refused these; Kubernetes takes any annotation.
+	v := invalid{key: KeyOf(s)}
+	v.annotations(s)
+	if wrong := (*InvalidError)(nil); errors.As(v.err, &wrong) {
+		e.problem(KeyOf(s), "%s: %s", wrong.Field, wrong.Reason)
 	}
 	var out []*Service
 	common := commonOf(s)

@@ -247,3 +247,19 @@ func expectedSets(internalLocal, externalLocal, outside bool, endpoints []string
 	}
 	return cluster, local
 }
+
+// Kubernetes lets any annotation pass: one that asks for what there is not is told, and
+// the service is otherwise as it is.
+func TestAnUnknownModeIsTold(t *testing.T) {
+	o := NewObjects(testSelf)
+	s := policyService("")
+	s.Annotations = map[string]string{AnnotationMode: "magic"}
+	o.Put(s)
+	if got := o.State().Services; len(got) != 1 || got[0].Proxy != nil {
+		t.Errorf("services: %+v", got)
+	}
+	problems := o.Problems()
+	if len(problems) != 1 || problems[0].Object != KeyOf(s) || !strings.Contains(problems[0].Reason, `[vswitch/mode]: "magic" is not known`) {
+		t.Errorf("problems: %v", problems)
+	}
+}

@@ -2,7 +2,9 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -268,7 +270,7 @@ func (v *invalid) status(o *corev1.Service) {
 // annotations checks those that are vswitch's own: a mistyped one would be a wish
 // not granted and not refused.
 func (v *invalid) annotations(o *corev1.Service) {
-	for name := range o.Annotations {
+	for _, name := range slices.Sorted(maps.Keys(o.Annotations)) { // the same one first on every node
 		if strings.HasPrefix(name, annotationPrefix) && name != AnnotationMode && name != AnnotationProxyProtocol {
 			v.addf("metadata.annotations["+name+"]", "not known; want %s or %s", AnnotationMode, AnnotationProxyProtocol)
 		}
