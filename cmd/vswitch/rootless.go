@@ -44,6 +44,7 @@ type rootlessOptions struct {
 	upstream              []string
 	ifname                string
 	mtu, workers          int
+	lowPorts              uint16
 	hostLoopback, oneID   bool
 	verbose               bool
 	confine               string
@@ -53,6 +54,7 @@ const (
 	defaultRootlessMTU = 65520
 	rootlessInterface  = "tap0"
 	maxRootlessWorkers = 2
+	defaultLowPorts    = 10000 // as of vswitch run
 )
 
 func newRootlessRun() *cobra.Command {
@@ -81,6 +83,7 @@ should this process be, and nothing is left of its network.`,
 	f.StringSliceVar(&o.only, "publish-only", nil, "`PORTS` that auto is bound to: PORT[-PORT][/tcp|udp]")
 	f.StringSliceVar(&o.except, "publish-except", nil, "`PORTS` that auto leaves alone: PORT[-PORT][/tcp|udp]")
 	f.StringSliceVar(&o.publishAt, "publish-address", nil, "`ADDRS` of the host at which auto opens ports; all of them if not given")
+	f.Uint16Var(&o.lowPorts, "low-port-offset", defaultLowPorts, "`N` added to a port of the host that this user may not open, as those below 1024; 0: they stay closed")
 	f.StringSliceVar(&o.cidr, "cidr", []string{plan.DefaultIPv4.String(), plan.DefaultIPv6.String()}, "`PREFIXES` inside, one a family at most")
 	f.StringSliceVar(&o.upstream, "dns-upstream", nil, "`ADDRS` that names are asked of; the host's resolv.conf says if not given")
 	f.StringVar(&o.ifname, "interface", rootlessInterface, "`NAME` of the interface inside")
@@ -134,7 +137,7 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 	if err != nil {
 		return c, err
 	}
-	d.Resolvers = upstream
+	d.Resolvers, d.LowPortOffset = upstream, o.lowPorts
 	c.Command, c.OneID = args, o.oneID
 	c.ResolvConf = resolvConf(d.Plan.Of(plan.DNS))
 	c.Log = rootlessLog(o.verbose)

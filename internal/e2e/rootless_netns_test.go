@@ -311,6 +311,11 @@ func TestRootlessPortsFollowWhatListens(t *testing.T) {
 			return nil
 		})
 	}
+	// A port that the host keeps from this user.
+	h.serve(r.Namespace, "low", "tcp", 80)
+	h.eventually("a low port opens, higher", func() error {
+		return says(h.outside.Namespace, "tcp", netip.AddrPortFrom(h.node.Underlay4, 10080), "low", h.outside.Underlay4)
+	})
 	// What is excepted, or listens at loopback alone, stays unseen: known once what
 	// came later is open.
 	h.serve(r.Namespace, "excepted", "tcp", 9003)

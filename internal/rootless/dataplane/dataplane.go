@@ -2,7 +2,7 @@
 // namespace's TAP and the gateway, which is its way out and in.
 //
 // It is what a node has less all that makes several namespaces and several nodes one
-// network: no tunnel, no store, no services, no objects (docs/adr/0022). It gets its
+// network: no tunnel, no store, no services, no objects (docs/adr/0024). It gets its
 // descriptors from the keeper that started it, opens host sockets and nothing else,
 // and needs no capability. Only cmd/vswitch may import it.
 //
@@ -55,6 +55,9 @@ type Config struct {
 	Publish  Publish      `json:"publish"`
 	// API has requests at the socket under APIName answered (package slirp).
 	API bool `json:"api,omitempty"`
+	// LowPortOffset is added to a port of the host that this user may not open. Zero: it
+	// stays closed.
+	LowPortOffset uint16 `json:"lowPortOffset,omitempty"`
 	// Resolvers are asked for names; none: those of the host's resolv.conf.
 	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`
 
@@ -192,7 +195,7 @@ func openGateway(cfg *Config, names *dns.Server) (*gateway.Gateway, error) {
 	c := gateway.Config{
 		Queues: p.Queues, MTUBytes: p.MTUBytes, MAC: vswitch.GatewayMAC, Routers: p.Of(plan.Router),
 		IsLocalPod: func(a netip.Addr) bool { return slices.Contains(own, a) },
-		Keeper:     cfg.Keeper, Log: cfg.Log,
+		Keeper:     cfg.Keeper, LowPortOffset: cfg.LowPortOffset, Log: cfg.Log,
 		// One namespace has what a node's pods share.
 		ConnectionsPerPod: maxConnections, HalfOpenPerPod: maxHalfOpen, SessionsPerPod: maxConnections,
 	}
