@@ -67,10 +67,10 @@ K8S_VERSION := $(shell sed -n 's|^\tk8s.io/kubernetes v\([0-9.]*\).*|\1|p' test/
 K8S_STAMP    = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=v$(K8S_VERSION) -X $(p).gitMajor=$(word 1,$(subst ., ,$(K8S_VERSION))) -X $(p).gitMinor=$(word 2,$(subst ., ,$(K8S_VERSION))))
 
 .PHONY: k8s
-k8s: bin/k8s/built ## kube-apiserver, kube-controller-manager, kubectl and etcd into bin/k8s/: eight minutes when nothing is cached
+k8s: bin/k8s/built ## kube-apiserver, kube-controller-manager, kubectl and etcd into bin/k8s/: minutes, once
 
 bin/k8s/built: test/k8s/go.mod test/k8s/go.sum
-	@echo "== Kubernetes v$(K8S_VERSION) and etcd: some eight minutes of work, once"
+	@echo "== Kubernetes v$(K8S_VERSION) and etcd: some eleven minutes of CPU when nothing is cached"
 	@mkdir -p bin/k8s
 	@cd test/k8s && go build -trimpath -ldflags '-s -w $(K8S_STAMP)' -o $(CURDIR)/bin/k8s/ $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kubectl)
 	@cd test/k8s && go build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/k8s/etcd go.etcd.io/etcd/server/v3

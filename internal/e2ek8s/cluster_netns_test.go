@@ -35,7 +35,10 @@ func TestCluster(t *testing.T) {
 		{"programming latency", testLatency},
 		{"reboot", testReboot},
 		{"outage of the API server", testOutage},
-		{"rights", testRights}, // last: it asks what all the others used
+		{"etcd away", testEtcdAway},
+		// Last: what all the others left behind.
+		{"rights", testRights},
+		{"logs and drops", testLogs},
 	} {
 		t.Run(promise.name, func(t *testing.T) { promise.test(t, r) })
 	}

@@ -99,6 +99,44 @@ func testOutage(t *testing.T, r *rig) {
 	r.likeFreshStart(t, r.nodes[1])
 }
 
+// The API server loses its store under traffic: it still answers, and knows nothing.
+// Once the store is back nodes follow what changes.
+func testEtcdAway(t *testing.T, r *rig) {
+	ns := r.namespace(t, "etcd-away")
+	r.apply(t, ns, deployment("web", 3)+deployment("client", 3)+webService)
+	web, clients := r.pods(t, ns, "web", 3), r.pods(t, ns, "client", 3)
+	at := vip(t, r.service(t, ns, "web"), 4, "http")
+	w := newWatcher(t)
+	for _, c := range clients {
+		from := r.inside(t, c)
+		eventually(t, "every endpoint answers", func() error { return sawAll(from, "tcp", at, names(web)...) })
+		w.open(t, c.Spec.NodeName+" to the service", from, at)
+		w.connect(c.Spec.NodeName+" to the service", from, "tcp", at)
+	}
+	r.StopEtcd()
+	eventually(t, "the API server says that it is not ready", func() error {
+		_, err := r.Client.CoreV1().RESTClient().Get().AbsPath("/readyz").Timeout(5 * time.Second).DoRaw(t.Context())
+		if err == nil {
+			return errors.New("it says that it is")
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := r.StartEtcd(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.end(t)
+	eventually(t, "the API server takes changes again", func() error {
+		_, err := r.Kubectl(ctx, "", "scale", "-n", ns, "deployment/web", "--replicas=4")
+		return err
+	})
+	web = r.pods(t, ns, "web", 4)
+	for _, c := range clients {
+		eventually(t, "the new endpoint answers", func() error { return sawAll(r.inside(t, c), "tcp", at, names(web)...) })
+	}
+}
+
 // churner makes pods anew, one after the other.
 type churner struct {
 	atomic.Int64

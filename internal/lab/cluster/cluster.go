@@ -109,7 +109,7 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	if c.Client, err = kubernetes.NewForConfig(config); err != nil {
 		return fmt.Errorf("cluster: %w", err)
 	}
-	if err := c.startEtcd(ctx); err != nil {
+	if err := c.StartEtcd(ctx); err != nil {
 		return err
 	}
 	if err := c.StartAPIServer(ctx); err != nil {

@@ -22,9 +22,10 @@ import (
 
 // The control plane's processes, each with its log in the lab's directory.
 
-// startEtcd starts the API server's store on loopback. Nothing of it has to
-// survive the machine, so it doesn't wait for disks.
-func (c *Cluster) startEtcd(ctx context.Context) (err error) {
+// StartEtcd starts the API server's store on loopback, for the first time or, with
+// what it held, after StopEtcd. Nothing of it has to survive the machine, so it doesn't
+// wait for disks.
+func (c *Cluster) StartEtcd(ctx context.Context) (err error) {
 	const client = "http://127.0.0.1:2379"
 	c.etcd, err = c.Control.Start(lab.Command{
 		Path: filepath.Join(c.cfg.Dir, "etcd"),
@@ -40,6 +41,9 @@ func (c *Cluster) startEtcd(ctx context.Context) (err error) {
 	}
 	return c.waitHealthy(ctx, c.etcd, client+"/health")
 }
+
+// StopEtcd kills the API server's store.
+func (c *Cluster) StopEtcd() { c.etcd.Kill() }
 
 // auditPolicy records who asked for what, without bodies: see Audit.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
