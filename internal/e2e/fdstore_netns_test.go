@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -70,13 +71,7 @@ func TestAServiceManagerKeepsDescriptors(t *testing.T) {
 		end()
 		start()
 		took := time.Since(began)
-		for _, w := range watches {
-			longest, err := w.lap(ctx)
-			if err != nil {
-				t.Fatalf("round %d: %s: %v", round+1, w.name, err)
-			}
-			t.Logf("round %d, of %v: %s: longest round trip %v", round+1, took, w.name, longest)
-		}
+		laps(ctx, t, watches, fmt.Sprintf("round %d, of %v", round+1, took))
 		manager.Hears("READY=1", round+2)
 		if after := manager.Names(); !slices.Equal(before, after) {
 			t.Errorf("round %d: the manager keeps %q, and kept %q", round+1, after, before)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -38,13 +39,7 @@ func TestServicesConnectionsOutliveTheDaemon(t *testing.T) {
 		}
 		c.reattach(node)
 		took := time.Since(began)
-		for _, w := range watches {
-			longest, err := w.lap(ctx)
-			if err != nil {
-				t.Fatalf("round %d: %s: %v", round+1, w.name, err)
-			}
-			t.Logf("round %d, of %v: %s: longest round trip %v", round+1, took, w.name, longest)
-		}
+		laps(ctx, t, watches, fmt.Sprintf("round %d, of %v", round+1, took))
 	}
 	load.end() // what came in while no device was open is lost
 }

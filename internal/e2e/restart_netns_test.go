@@ -102,6 +102,18 @@ func (w *watch) lap(ctx context.Context) (time.Duration, error) {
 	}
 }
 
+// laps is a lap of each: all connections live.
+func laps(ctx context.Context, t *testing.T, watches []*watch, when string) {
+	t.Helper()
+	for _, w := range watches {
+		longest, err := w.lap(ctx)
+		if err != nil {
+			t.Fatalf("%s: %s: %v", when, w.name, err)
+		}
+		t.Logf("%s: %s: longest round trip %v", when, w.name, longest)
+	}
+}
+
 // echo makes a pod send back what it gets.
 func echo(t *testing.T, p *lab.Pod, port uint16) {
 	t.Helper()
@@ -160,17 +172,7 @@ func TestConnectionsOutliveTheDataplane(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	laps := func(when string) {
-		t.Helper()
-		for _, w := range watches {
-			longest, err := w.lap(ctx)
-			if err != nil {
-				t.Fatalf("%s: %s: %v", when, w.name, err)
-			}
-			t.Logf("%s: %s: longest round trip %v", when, w.name, longest)
-		}
-	}
-	laps("before")
+	laps(ctx, t, watches, "before")
 	for round := range 6 {
 		when, replace := "killed", func(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
 		if round%2 == 1 {
@@ -197,7 +199,7 @@ func TestConnectionsOutliveTheDataplane(t *testing.T) {
 			_, err = c.nodes[0].Vswitch(ctx, "", "version")
 			return err
 		})
-		laps(fmt.Sprintf("round %d, %s", round+1, when))
+		laps(ctx, t, watches, fmt.Sprintf("round %d, %s", round+1, when))
 	}
 	if err := monitor.Stop(); err != nil {
 		t.Fatal(err)

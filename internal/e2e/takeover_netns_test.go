@@ -47,17 +47,7 @@ func TestADaemonTakesOverFromAnother(t *testing.T) {
 			newWatch(t, fmt.Sprintf("from another node, IPv%d", family), c.b1.Namespace, netip.AddrPortFrom(near.IP(family), 7)))
 	}
 	load := newSteady(c, "a service", c.a1, near, netip.AddrPortFrom(vip.ip(4), steadyPort))
-	laps := func(when string) {
-		t.Helper()
-		for _, w := range watches {
-			longest, err := w.lap(ctx)
-			if err != nil {
-				t.Fatalf("%s: %s: %v", when, w.name, err)
-			}
-			t.Logf("%s: %s: longest round trip %v", when, w.name, longest)
-		}
-	}
-	laps("before")
+	laps(ctx, t, watches, "before")
 	for round := range 3 {
 		before := node.Daemon().Pid()
 		began := time.Now()
@@ -67,7 +57,7 @@ func TestADaemonTakesOverFromAnother(t *testing.T) {
 		if node.Daemon().Pid() == before {
 			t.Fatal("no other daemon runs")
 		}
-		laps(fmt.Sprintf("take-over %d, of %v", round+1, time.Since(began)))
+		laps(ctx, t, watches, fmt.Sprintf("take-over %d, of %v", round+1, time.Since(began)))
 	}
 
 	// One that can't begin is of no harm.
@@ -78,7 +68,7 @@ func TestADaemonTakesOverFromAnother(t *testing.T) {
 	if node.Daemon().Pid() != failing {
 		t.Fatal("the lab lost the daemon that goes on")
 	}
-	laps("after a take-over that failed")
+	laps(ctx, t, watches, "after a take-over that failed")
 
 	load.losesNothing()
 	if err := monitor.Stop(); err != nil {

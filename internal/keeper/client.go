@@ -37,7 +37,7 @@ func Connect() (*Client, error) {
 		return nil, fmt.Errorf("keeper: %w", err)
 	}
 	if v != version {
-		return nil, fmt.Errorf("keeper: it speaks version %q of its protocol, this program %s: restart the whole service", v, version)
+		return nil, fmt.Errorf("keeper: it speaks version %q of its protocol, this program %s: have another daemon take over with vswitch run --take-over, or restart the whole service", v, version)
 	}
 	unix.CloseOnExec(ConnFD)
 	c, err := newClient(ConnFD)

@@ -31,7 +31,7 @@ func (e *embedded) ensure() error {
 		return nil
 	}
 	if e.start == nil {
-		return errors.New("this keeper was started without an embedded store: restart the whole service")
+		return errors.New("this keeper was started without an embedded store: have another daemon take over with vswitch run --take-over, or restart the whole service")
 	}
 	runs, err := e.start()
 	if err == nil {

@@ -22,9 +22,10 @@ type orphans struct {
 }
 
 const (
-	// A pod answers a stray segment twice a second at most (tcp_invalid_ratelimit, in
-	// Linux's ip-sysctl).
-	orphanPauseMin = 500 * time.Millisecond
+	// What is lost the first time, on the way to another node perhaps, is to be there
+	// within the second. A pod answers twice a second at most (tcp_invalid_ratelimit,
+	// in Linux's ip-sysctl), which is not harmed.
+	orphanPauseMin = 100 * time.Millisecond
 	orphanPauseMax = 16 * time.Second
 	// orphanPatience is how long a pod may take to come back, whose device the plugin
 	// has to open again.
