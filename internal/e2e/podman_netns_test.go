@@ -33,7 +33,6 @@ type podman struct {
 	node *lab.Node
 	as   []string // ahead of every command: what makes an ordinary user of root
 	dir  string   // of its files
-	user func(args ...string) lab.Command
 }
 
 // containersConf is for machines of any kind: without systemd, with either kind of
