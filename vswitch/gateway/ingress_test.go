@@ -80,7 +80,9 @@ func podServer(n *gatewaytest.Net, fam family) chan netip.AddrPort {
 			if err != nil {
 				return
 			}
-			from <- c.RemoteAddr().(*net.TCPAddr).AddrPort()
+			if client, ok := c.RemoteAddr().(*net.TCPAddr); ok { // nil: reset since
+				from <- client.AddrPort()
+			}
 			go func() {
 				io.Copy(c, c)
 				c.(interface{ CloseWrite() error }).CloseWrite()
