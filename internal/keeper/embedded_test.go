@@ -20,6 +20,11 @@ func TestTheFirstChildThatAsksHasTheStoreStarted(t *testing.T) {
 		}
 		return &f, nil
 	}}
+	seen := func() fakeStore { // stores are started under the lock, by another goroutine
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return f
+	}
 	c := pairOf(t, &child{embedded: &s})
 	if err := c.StartStore(); err == nil || err.Error() != "keeper: "+refusal.Error() {
 		t.Errorf("a store that can't be started: %v, want %v", err, refusal)
@@ -31,16 +36,16 @@ func TestTheFirstChildThatAsksHasTheStoreStarted(t *testing.T) {
 	}
 	s.end()
 	s.end()
-	if want := (fakeStore{starts: 2, closed: 1}); f != want {
-		t.Errorf("%+v, want %+v", f, want)
+	if want := (fakeStore{starts: 2, closed: 1}); seen() != want {
+		t.Errorf("%+v, want %+v", seen(), want)
 	}
 	if err := c.StartStore(); err != nil {
 		t.Fatal(err)
 	}
 	s.leave() // to another keeper
 	s.end()
-	if want := (fakeStore{starts: 3, closed: 1, released: 1}); f != want {
-		t.Errorf("%+v, want %+v", f, want)
+	if want := (fakeStore{starts: 3, closed: 1, released: 1}); seen() != want {
+		t.Errorf("%+v, want %+v", seen(), want)
 	}
 	if err := pairOf(t, &child{embedded: &embedded{}}).StartStore(); err == nil {
 		t.Error("a keeper without a store started one")
