@@ -219,7 +219,7 @@ func newGet() *cobra.Command {
 	var interval time.Duration
 	cmd := &cobra.Command{
 		Use:       "get KIND",
-		Short:     "List " + kindList,
+		Short:     "List " + kindList(),
 		Args:      oneKind,
 		ValidArgs: kindNames(),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -208,7 +208,7 @@ func TestBadCommandLines(t *testing.T) {
 		{[]string{"run", "--udp-port", "0"}, []string{"--udp-port", `"0"`, "1 to 65535"}},
 		{[]string{"run", "--listen-client", "http://192.0.2.1:2379"}, []string{"--listen-client http://192.0.2.1:2379", "--insecure"}},
 		{[]string{"get"}, []string{"want one of nodes, pods"}},
-		{[]string{"get", "widgets"}, []string{"get widgets", "want one of nodes, pods"}},
+		{[]string{"get", "widgets"}, []string{"get widgets", "want one of nodes, pods", "listeners,", "upkeep or processes"}},
 		{[]string{"get", "nodes", "pods"}, []string{"get nodes pods", "want one of"}},
 		{[]string{"get", "nodes", "-o", "xml"}, []string{`-o "xml"`, "table, json or yaml"}},
 		{[]string{"get", "nodes", "--socket", none}, []string{"--socket " + none, "no daemon listens there", "vswitch run"}},

@@ -40,7 +40,11 @@ var tables = []table{
 	{"processes", []column{{"NAME", "name"}, {"PID", "pid"}, {"GOROUTINES", "goroutines"}, {"HEAP", "heapBytes"}}},
 }
 
-const kindList = "nodes, pods, services, endpoints, routes, flows, drops, upkeep or processes"
+// kindList names the kinds for a sentence.
+func kindList() string {
+	names := kindNames()
+	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+}
 
 func kindNames() []string {
 	var names []string
@@ -54,7 +58,7 @@ func oneKind(_ *cobra.Command, args []string) error {
 	if len(args) == 1 && slices.ContainsFunc(tables, func(t table) bool { return isKind(args[0], t.kind) }) {
 		return nil
 	}
-	return fmt.Errorf("get %s: want one of %s", strings.Join(args, " "), kindList)
+	return fmt.Errorf("get %s: want one of %s", strings.Join(args, " "), kindList())
 }
 
 // isKind takes the singular too.

@@ -127,8 +127,8 @@ func (n *network) explain(w io.Writer) {
 	for _, m := range []*lab.Node{n.a, n.b} {
 		fmt.Fprintf(w, "  %s/vswitch get pods --socket %s\n", filepath.Dir(n.self), m.Socket())
 	}
-	fmt.Fprintf(w, "\nIn each pod `web-...` a server answers on port %d, behind the service at %s and %s, port %d, and outside at %v, port %d; pods find it as web.default.svc.cluster.local.\nPress ^C to remove it all.\n",
-		serverPort, service4, service6, servicePort, n.door.list(), n.nodePort)
+	fmt.Fprintf(w, "\nIn each pod `web-...` a server answers on port %d, behind the service at %s and %s, port %d, and outside at %s, port %d; pods find it as web.default.svc.cluster.local.\nPress ^C to remove it all.\n",
+		serverPort, service4, service6, servicePort, n.door, n.nodePort)
 }
 
 // table writes aligned columns as they come.
