@@ -30,7 +30,8 @@ const (
 	// maxConnections are open at once; Prometheus and a kubelet need two.
 	maxConnections = 16
 	// headerTimeout, scrapeTimeout and idleTimeout keep a slow client from holding a
-	// connection for ever.
+	// connection for ever. The second is for reading a request, with the body that none
+	// needs, and for writing the answer.
 	headerTimeout = 5 * time.Second
 	scrapeTimeout = 30 * time.Second
 	idleTimeout   = 3 * time.Minute
@@ -63,19 +64,24 @@ type Server struct {
 // Start serves at every address. One that can't be bound is tried again, and logged:
 // a node that forwards is worth more than one that can say so.
 func Start(cfg Config) *Server {
+	s := newServer(cfg)
+	var ctx context.Context
+	ctx, s.cancel = context.WithCancel(context.Background())
+	for _, a := range cfg.Addrs {
+		s.tasks.Go(func() { s.serve(ctx, a) })
+	}
+	return s
+}
+
+func newServer(cfg Config) *Server {
 	s := &Server{cfg: cfg}
 	mux := http.NewServeMux()
 	mux.Handle("GET /healthz", s.check("alive", cfg.Alive))
 	mux.Handle("GET /readyz", s.check("ready", cfg.Ready))
 	mux.Handle("GET /metrics", cfg.Metrics)
 	s.http = http.Server{
-		Handler: mux, ReadHeaderTimeout: headerTimeout, WriteTimeout: scrapeTimeout, IdleTimeout: idleTimeout,
+		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: scrapeTimeout, WriteTimeout: scrapeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
-	}
-	var ctx context.Context
-	ctx, s.cancel = context.WithCancel(context.Background())
-	for _, a := range cfg.Addrs {
-		s.tasks.Go(func() { s.serve(ctx, a) })
 	}
 	return s
 }
