@@ -104,7 +104,10 @@ func usesCgo() bool {
 	return errno == syscall.ENOTSUP
 }
 
-// onAllThreads makes a system call in every thread.
+// onAllThreads makes a system call in every thread. What an argument points to lies on
+// the heap for as long: a stack moves when it grows.
+//
+//go:uintptrescapes
 func onAllThreads(what string, nr uintptr, args ...uintptr) error {
 	var a [6]uintptr
 	copy(a[:], args)
