@@ -15,6 +15,7 @@ import (
 
 	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
+	"vswitch/internal/upkeep"
 )
 
 // A take-over: a keeper that starts comes for all that another one holds, and both
@@ -53,7 +54,6 @@ const (
 	// bindPatience: a keeper killed a moment ago may listen still, until the kernel has
 	// closed its files.
 	bindPatience = time.Second
-	mendInterval = 5 * time.Second
 )
 
 // ErrRuns: another keeper listens on Config.Socket.
@@ -105,30 +105,18 @@ func listen(path string, s fdstore.Store, drain time.Duration, log *slog.Logger)
 	c := &claims{listener: l, drain: drain, log: log, store: s, came: make(chan *claim), conns: map[*net.UnixConn]struct{}{}}
 	c.ended, c.end = context.WithCancel(context.Background())
 	c.served.Go(c.accept)
-	c.served.Go(c.mend)
+	c.served.Go(func() { _ = upkeep.New(log, c.place()).Run(c.ended) }) // it ends with ended alone
 	return c, nil
 }
 
-// mend puts the socket back where somebody took it away.
-func (c *claims) mend() {
-	tick := time.NewTicker(mendInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-c.ended.Done():
-			return
-		case <-tick.C:
+// place is where others find the socket, until it is given away.
+func (c *claims) place() upkeep.Object {
+	return upkeep.Object{Name: "the keeper's socket", Mend: c.listener.Restore, Check: func() error {
+		if c.ended.Err() != nil {
+			return nil
 		}
-		gone := c.listener.InPlace()
-		if gone == nil {
-			continue
-		}
-		err := c.listener.Restore()
-		if errors.Is(err, net.ErrClosed) {
-			return // the place is given away
-		}
-		c.log.Warn("the keeper's socket was taken away; put back", "reason", gone, "err", err)
-	}
+		return c.listener.InPlace()
+	}}
 }
 
 func (c *claims) accept() {
@@ -145,17 +133,26 @@ func (c *claims) accept() {
 			}
 			continue
 		}
-		c.mu.Lock()
-		c.conns[conn] = struct{}{}
-		c.mu.Unlock()
-		c.served.Go(func() {
-			c.serve(conn)
-			c.mu.Lock()
-			delete(c.conns, conn)
-			c.mu.Unlock()
-			conn.Close()
-		})
+		c.admit(conn)
 	}
+}
+
+// admit has a connection served, if there is time for any.
+func (c *claims) admit(conn *net.UnixConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended.Err() != nil { // close has ended those that it knew
+		conn.Close()
+		return
+	}
+	c.conns[conn] = struct{}{}
+	c.served.Go(func() {
+		c.serve(conn)
+		c.mu.Lock()
+		delete(c.conns, conn)
+		c.mu.Unlock()
+		conn.Close()
+	})
 }
 
 // coming brings each who asked to take.
@@ -166,8 +163,11 @@ func (c *claims) coming() <-chan *claim {
 	return c.came
 }
 
-// unlist removes the socket, so that a successor may listen at its path.
-func (c *claims) unlist() { c.listener.Close() }
+// unlist removes the socket for good, so that a successor may listen at its path.
+func (c *claims) unlist() {
+	c.end()
+	c.listener.Close()
+}
 
 // close ends every conversation and waits.
 func (c *claims) close() {
