@@ -107,9 +107,9 @@ soak: test-deps build ## pods that come and go under load while the dataplane is
 	@VSWITCH_BIN=$(CURDIR)/bin go test -count=1 -v -timeout 0 -run Soak ./internal/e2e
 
 .PHONY: bench
-bench: bench-deps build ## measure against the kernel and other networks on this machine; ONLY=regexp picks rows
+bench: bench-deps build $(if $(findstring scale,$(ONLY)),k8s) ## measure against the kernel and other networks on this machine; ONLY=regexp picks rows, ONLY=scale large clusters (NODES=n)
 	@for p in vswitch/fib vswitch/flow internal/node; do go test -c -o bin/$${p##*/}.test ./$$p || exit 1; done
-	@bin/vswitch-bench run $(if $(ONLY),--only '$(ONLY)') $(if $(PAIRS),--pairs $(PAIRS)) --json out/bench.json
+	@bin/vswitch-bench run $(if $(ONLY),--only '$(ONLY)') $(if $(PAIRS),--pairs $(PAIRS)) $(if $(NODES),--nodes $(NODES)) --json out/bench.json
 
 .PHONY: bench-doc
 bench-doc: build ## put the last run's table and plots into docs/benchmarks.md

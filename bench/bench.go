@@ -32,6 +32,8 @@ type Options struct {
 	Pairs int
 	// Duration of each measurement instead of the scenario's; 0: the scenario's.
 	Duration time.Duration
+	// Nodes of clusters instead of the scenarios', all else in proportion; 0: the scenarios'.
+	Nodes int
 	// Progress gets a line for each pair.
 	Progress io.Writer
 }
@@ -60,6 +62,9 @@ func Run(ctx context.Context, scenarios []Scenario, o Options) ([]Row, error) {
 	for i, s := range scenarios {
 		if o.Duration > 0 {
 			s.Duration = Duration(o.Duration)
+		}
+		if o.Nodes > 0 && s.Topology == Kubernetes {
+			s.Cluster = s.Cluster.Scaled(o.Nodes)
 		}
 		fmt.Fprintf(o.Progress, "%s (%d of %d, after %v): %s against %s\n", s.Name, i+1, len(scenarios),
 			time.Since(begin).Round(time.Second), s.Subject, s.Baseline)
@@ -102,7 +107,7 @@ func expected(scenarios []Scenario, o Options) time.Duration {
 		if s.Load.Kind == "udp-rtt" { // sockperf begins and ends in its own time
 			sample += 2 * time.Second
 		}
-		sample += s.Load.eventTime()
+		sample += s.Load.eventTime() + s.Load.aroundTime()
 		sum += sides * (warmUp + time.Duration(o.Pairs)*sample)
 		used := []networkKey{s.network(s.Subject)}
 		if s.compared() {
@@ -229,8 +234,9 @@ func (o *opened) closeExcept(keep ...networkKey) {
 type network struct {
 	lab *lab.Lab // nil where there is nothing but code
 	endpoints
-	daemon *lab.Process // of an idle node
-	node   *lab.Node    // whose daemon can be restarted
+	daemon     *lab.Process // of an idle node
+	node       *lab.Node    // whose daemon can be restarted
+	kubernetes *kubernetes  // the cluster that its node is of
 	// restless uses CPU without traffic, and so is stopped while others are measured.
 	restless *lab.Process
 	tcpOnly  bool // the server can't be reached by UDP
@@ -251,6 +257,9 @@ func (n *network) close() error {
 	if n.lab == nil {
 		return nil
 	}
+	if n.kubernetes != nil {
+		n.kubernetes.Close()
+	}
 	return errors.Join(n.rest(unix.SIGCONT), n.lab.Close())
 }
 
@@ -266,7 +275,8 @@ func (n *network) rest(s unix.Signal) error {
 // is a failure, but for an idle system, which may well use nothing.
 func (n *network) sample(ctx context.Context, l *Load, metric string, d time.Duration, self string) (Sample, error) {
 	d += l.eventTime()
-	ctx, cancel := context.WithTimeoutCause(ctx, d+20*time.Second, fmt.Errorf("not done 20 s after its time"))
+	const late = 20 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, d+l.aroundTime()+late, fmt.Errorf("not done %v after its time", late))
 	defer cancel()
 	if err := n.rest(unix.SIGCONT); err != nil {
 		return Sample{}, err

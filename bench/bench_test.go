@@ -34,7 +34,7 @@ func TestWholeSetTakesLessThanTwentyMinutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := expected(scenarios, Options{Pairs: defaultPairs}); d > 19*time.Minute {
+	if d := expected(Usual(scenarios), Options{Pairs: defaultPairs}); d > 19*time.Minute {
 		t.Errorf("expected to take %v, which leaves no room below 20 minutes", d)
 	} else {
 		t.Logf("expected to take %v", d.Round(time.Second))
@@ -81,6 +81,25 @@ func TestBadScenarioFilesAreRefused(t *testing.T) {
 	}
 	if _, err := Parse(nil); err == nil {
 		t.Error("an empty file: no error")
+	}
+}
+
+func TestWhatIsOnDemandIsMeasuredWhenNamed(t *testing.T) {
+	all, err := Defaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	named, err := Only(all, "^scale/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range named {
+		if !s.OnDemand {
+			t.Errorf("%s is measured always", s.Name)
+		}
+	}
+	if usual := Usual(all); len(usual)+len(named) != len(all) {
+		t.Errorf("%d of %d are measured always, %d belong to scale", len(usual), len(all), len(named))
 	}
 }
 

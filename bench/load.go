@@ -77,6 +77,7 @@ func init() { // refers to itself by way of the functions
 			events: true, measure: restart},
 		"idle": {metrics: []metric{{"cpu", "% of a core", false}, {"memory", "MB", false}, {"store-cpu", "% of a core", false},
 			{"store-memory", "MB", false}}, topology: Idle, measure: idle},
+		"sync": {metrics: syncMetrics, topology: Kubernetes, measure: syncOnce},
 		// Its metrics are the units that the benchmark reports.
 		"benchmark": {metrics: []metric{{"Mlookups/s", "Mlookups/s", true}}, topology: InMemory, benchmark: true, measure: benchmark},
 	}

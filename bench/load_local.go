@@ -103,17 +103,18 @@ func runTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
-var residentLine = regexp.MustCompile(`(?m)^VmRSS:\s*(\d+) kB$`)
-
 // residentBytes is what of a process is in memory, what it shares included.
-func residentBytes(pid int) (uint64, error) {
+func residentBytes(pid int) (uint64, error) { return statusBytes(pid, "VmRSS") }
+
+// statusBytes is one of the amounts of memory that /proc/PID/status tells (proc(5)).
+func statusBytes(pid int, name string) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
-	f := residentLine.FindSubmatch(b)
+	f := regexp.MustCompile(`(?m)^` + name + `:\s*(\d+) kB$`).FindSubmatch(b)
 	if f == nil {
-		return 0, fmt.Errorf("process %d has no resident memory", pid)
+		return 0, fmt.Errorf("process %d has no %s", pid, name)
 	}
 	kB, err := strconv.ParseUint(string(f[1]), 10, 64)
 	return kB << 10, err

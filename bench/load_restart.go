@@ -78,6 +78,14 @@ func (l *Load) eventTime() time.Duration {
 	return time.Duration(max(l.Times, 1)) * (calm + 200*time.Millisecond)
 }
 
+// aroundTime is how long a load takes beside what it measures, roughly and at most.
+func (l *Load) aroundTime() time.Duration {
+	if l.Kind == "sync" {
+		return 90 * time.Second
+	}
+	return 0
+}
+
 // restart sends steady traffic through a number of events.
 func restart(ctx context.Context, l *Load, n *network, _ time.Duration, self string) (measurement, error) {
 	if n.node == nil {

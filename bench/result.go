@@ -17,6 +17,7 @@ type Result struct {
 type Settings struct {
 	Pairs    int      `json:"pairs"`
 	Duration Duration `json:"duration,omitempty"` // instead of the scenarios' own
+	Nodes    int      `json:"nodes,omitempty"`    // likewise
 	Only     string   `json:"only,omitempty"`
 	File     string   `json:"file,omitempty"`
 }

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"vswitch/internal/lab"
+	"vswitch/internal/lab/crowd"
 )
 
 //go:embed scenarios.yaml
@@ -38,13 +39,16 @@ const (
 	// RootlessIn: a client on the host, and a server in the namespace, behind a port of
 	// the host.
 	RootlessIn Topology = "rootless-in"
+	// Kubernetes: two pods of one node of a large cluster, the server behind a service
+	// address.
+	Kubernetes Topology = "kubernetes"
 	// Idle: a node with many pods and no traffic.
 	Idle Topology = "idle"
 	// InMemory: no network at all, only code.
 	InMemory Topology = "in-memory"
 )
 
-var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Idle, InMemory}
+var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Kubernetes, Idle, InMemory}
 
 // Scenario is one row.
 type Scenario struct {
@@ -67,8 +71,12 @@ type Scenario struct {
 	// MTUBytes of the pods, on both sides; 0: 1500 on one node, and across nodes
 	// what VXLAN leaves of the underlay's 1500.
 	MTUBytes int `json:"mtu,omitempty"`
-	// Pods of an idle node; 0: defaultIdlePods.
+	// Pods of an idle node, or of the real one of a cluster; 0: defaultIdlePods, localPods.
 	Pods int `json:"pods,omitempty"`
+	// Cluster is how large a Kubernetes cluster is.
+	Cluster crowd.Size `json:"cluster,omitzero"`
+	// OnDemand leaves the scenario out unless it is asked for by name.
+	OnDemand bool `json:"onDemand,omitempty"`
 	// Services on the nodes besides the one asked, with servicesEndpoints each.
 	Services int `json:"services,omitempty"`
 	// Goal for the ratio, subject to baseline, or for the figure itself where
@@ -173,8 +181,10 @@ func (s *Scenario) validate() error {
 		return fmt.Errorf("goal %v is negative", s.Goal)
 	case s.Pods < 0 || s.Pods > 200:
 		return fmt.Errorf("%d pods are not within 1..200", s.Pods)
-	case s.Pods > 0 && s.Topology != Idle:
-		return errors.New("a number of pods is for idle nodes")
+	case s.Pods > 0 && s.Topology != Idle && s.Topology != Kubernetes:
+		return errors.New("a number of pods is for topologies idle and kubernetes")
+	case s.Cluster != crowd.Size{} && s.Topology != Kubernetes:
+		return errors.New("a cluster's size is for topology kubernetes")
 	case s.Services < 0 || s.Services > 30000:
 		return fmt.Errorf("%d services are not within 0..30000", s.Services)
 	case s.Services > 0 && s.Topology != ClusterIP:
@@ -198,8 +208,17 @@ func (s *Scenario) validate() error {
 			s.MTUBytes -= vxlanOverhead
 		}
 	}
-	if s.Pods == 0 && s.Topology == Idle {
+	switch {
+	case s.Pods != 0:
+	case s.Topology == Idle:
 		s.Pods = defaultIdlePods
+	case s.Topology == Kubernetes:
+		s.Pods = localPods
+	}
+	if s.Topology == Kubernetes {
+		if err := s.Cluster.Validate(); err != nil {
+			return fmt.Errorf("cluster: %w", err)
+		}
 	}
 	if err := s.Load.validate(s.Topology); err != nil {
 		return err
@@ -233,6 +252,11 @@ func (s *Scenario) rowNames() []string {
 	return names
 }
 
+// Usual keeps those that are measured unless others are asked for by name.
+func Usual(scenarios []Scenario) []Scenario {
+	return slices.DeleteFunc(slices.Clone(scenarios), func(s Scenario) bool { return s.OnDemand })
+}
+
 // Only keeps the scenarios that yield a row whose name matches a regular expression.
 func Only(scenarios []Scenario, pattern string) ([]Scenario, error) {
 	re, err := regexp.Compile(pattern)
@@ -260,8 +284,9 @@ type networkKey struct {
 	topology Topology
 	underlay string
 	mtuBytes int
-	pods     int // of an idle node
+	pods     int // of an idle node, or of the real one of a cluster
 	services int // besides the one asked
+	cluster  crowd.Size
 }
 
 func (k networkKey) String() string {
@@ -272,6 +297,9 @@ func (k networkKey) String() string {
 	if k.services > 0 {
 		s += fmt.Sprintf(", %d services", k.services)
 	}
+	if k.topology == Kubernetes {
+		s += ", " + k.cluster.String()
+	}
 	if k.underlay != "" {
 		s += ", underlay " + k.underlay
 	}
@@ -279,8 +307,11 @@ func (k networkKey) String() string {
 }
 
 func (s *Scenario) network(system string) networkKey {
-	k := networkKey{system: system, topology: s.Topology, underlay: s.Underlay, mtuBytes: s.MTUBytes, pods: s.Pods, services: s.Services}
-	if system == systemFew {
+	k := networkKey{system: system, topology: s.Topology, underlay: s.Underlay, mtuBytes: s.MTUBytes, pods: s.Pods, services: s.Services, cluster: s.Cluster}
+	switch {
+	case system == systemFew && s.Topology == Kubernetes:
+		k.cluster, k.pods = smallCluster, localPods
+	case system == systemFew:
 		k.services = fewServices
 	}
 	return k

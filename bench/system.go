@@ -23,13 +23,13 @@ type system struct {
 }
 
 var systems = map[string]system{
-	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Idle}, open: openVswitch},
+	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Kubernetes, Idle}, open: openVswitch},
 	// vswitch-direct is vswitch as NodePort and ClusterIP build it, pod to pod: what a service costs.
 	"vswitch-direct": {topologies: []Topology{NodePort, ClusterIP}, open: openVswitch},
 	// vswitch-proxy ends connections in the netstack, as a service can ask for.
 	systemProxy: {topologies: []Topology{ClusterIP}, open: openVswitch},
 	// vswitch-few is what a node of many services is compared with.
-	systemFew: {topologies: []Topology{ClusterIP}, open: openVswitch},
+	systemFew: {topologies: []Topology{ClusterIP, Kubernetes}, open: openVswitch},
 	// vswitch-plain has TAPs without offload, as package songgao/water makes them.
 	"vswitch-plain": {topologies: []Topology{SameNode}, open: openVswitch, userSpace: true},
 	"kernel-bridge": {topologies: []Topology{SameNode}, open: openKernelBridge},
@@ -68,7 +68,11 @@ func openNetwork(ctx context.Context, k networkKey, o Options) (*network, error)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, fmt.Errorf("not ready after %v", openTimeout))
+	timeout := openTimeout
+	if k.topology == Kubernetes {
+		timeout = fillTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not ready after %v", timeout))
 	defer cancel()
 	n, err := open(ctx, l, k)
 	if err == nil && n.client != nil {

@@ -17,6 +17,9 @@ var serviceAddr = netip.MustParseAddr("10.96.0.50")
 const nodePort = 30201
 
 func openVswitch(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
+	if k.topology == Kubernetes {
+		return openKubernetes(ctx, l, k)
+	}
 	nodes, err := runVswitch(ctx, l, k)
 	if err != nil {
 		return nil, err

@@ -59,10 +59,13 @@ func (s *selection) scenarios() ([]bench.Scenario, error) {
 			scenarios, err = bench.Parse(b)
 		}
 	}
-	if err != nil || s.only == "" {
-		return scenarios, err
+	switch {
+	case err != nil:
+		return nil, err
+	case s.only != "":
+		return bench.Only(scenarios, s.only)
 	}
-	return bench.Only(scenarios, s.only)
+	return bench.Usual(scenarios), nil
 }
 
 func listCommand() *cobra.Command {
@@ -99,13 +102,14 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return run(cmd, scenarios, o, bench.Settings{Pairs: o.Pairs, Duration: bench.Duration(o.Duration), Only: s.only, File: s.file}, jsonFile)
+			return run(cmd, scenarios, o, bench.Settings{Pairs: o.Pairs, Duration: bench.Duration(o.Duration), Nodes: o.Nodes, Only: s.only, File: s.file}, jsonFile)
 		},
 	}
 	s.flags(c)
 	f := c.Flags()
 	f.IntVar(&o.Pairs, "pairs", 5, "measurements of each side")
 	f.DurationVar(&o.Duration, "duration", 0, "length of each measurement (default: the scenario's)")
+	f.IntVar(&o.Nodes, "nodes", 0, "nodes of large clusters, all else in proportion (default: the scenario's)")
 	f.StringVar(&o.BinDir, "bin", "", "`directory` of vswitch and vswitch-cni (default: this program's)")
 	f.StringVar(&jsonFile, "json", "", "`file` for the result in JSON")
 	return c

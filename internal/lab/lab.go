@@ -199,6 +199,9 @@ func (l *Lab) Failures(lines int) string {
 	return string(out)
 }
 
+// BinDir holds the product's programs.
+func (l *Lab) BinDir() string { return l.cfg.BinDir }
+
 // Nodes are the nodes added so far, in order.
 func (l *Lab) Nodes() []*Node {
 	l.mu.Lock()

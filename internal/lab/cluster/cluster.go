@@ -24,6 +24,9 @@ import (
 	"sync"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -49,6 +52,10 @@ type Config struct {
 	Dir string
 	// PodDir is put before PATH in pods: where their programs are.
 	PodDir string
+	// Fill writes what the API server finds in its store when it starts first. With it
+	// there are neither controllers nor a scheduler, who would not leave it as it is: no
+	// kubelet stands behind it.
+	Fill func(context.Context, *clientv3.Client) error
 }
 
 // Cluster is a control plane and the nodes that joined it.
@@ -112,6 +119,12 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	if err := c.StartEtcd(ctx); err != nil {
 		return err
 	}
+	if c.cfg.Fill != nil {
+		if err := c.fill(ctx); err != nil {
+			return err
+		}
+		return c.StartAPIServer(ctx)
+	}
 	if err := c.StartAPIServer(ctx); err != nil {
 		return err
 	}
@@ -119,6 +132,21 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 		return err
 	}
 	return c.schedule()
+}
+
+// fill has the store filled before anybody reads it.
+func (c *Cluster) fill(ctx context.Context) error {
+	dial := DialFrom(c.Control.Namespace)
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcdURL}, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return dial(ctx, "tcp", strings.TrimPrefix(etcdURL, "http://"))
+		}),
+	}})
+	if err != nil {
+		return fmt.Errorf("cluster: etcd: %w", err)
+	}
+	defer client.Close()
+	return c.cfg.Fill(ctx, client)
 }
 
 // Close ends the kubelets and the scheduler, waits for them, and kills the control

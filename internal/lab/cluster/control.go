@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,16 +23,22 @@ import (
 
 // The control plane's processes, each with its log in the lab's directory.
 
+// etcdURL is where the API server's store listens, for its machine alone.
+const etcdURL = "http://127.0.0.1:2379"
+
+// etcdQuota bounds what the store holds; its default, 2 GB, is less than large clusters need.
+const etcdQuota = 8 << 30
+
 // StartEtcd starts the API server's store on loopback, for the first time or, with
 // what it held, after StopEtcd. Nothing of it has to survive the machine, so it doesn't
 // wait for disks.
 func (c *Cluster) StartEtcd(ctx context.Context) (err error) {
-	const client = "http://127.0.0.1:2379"
 	c.etcd, err = c.Control.Start(lab.Command{
 		Path: filepath.Join(c.cfg.Dir, "etcd"),
 		Args: []string{
 			"--data-dir", c.path("etcd"), "--unsafe-no-fsync", "--log-level=warn",
-			"--listen-client-urls", client, "--advertise-client-urls", client,
+			"--listen-client-urls", etcdURL, "--advertise-client-urls", etcdURL,
+			"--quota-backend-bytes", strconv.Itoa(etcdQuota),
 			"--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
 			"--initial-cluster", "default=http://127.0.0.1:2380",
 		},
@@ -39,7 +46,7 @@ func (c *Cluster) StartEtcd(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return c.waitHealthy(ctx, c.etcd, client+"/health")
+	return c.waitHealthy(ctx, c.etcd, etcdURL+"/health")
 }
 
 // StopEtcd kills the API server's store.
@@ -64,7 +71,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
 	c.apiserver, err = c.Control.Start(lab.Command{
 		Path: filepath.Join(c.cfg.Dir, "kube-apiserver"),
 		Args: []string{
-			"--etcd-servers=http://127.0.0.1:2379",
+			"--etcd-servers=" + etcdURL,
 			"--bind-address=::", fmt.Sprintf("--secure-port=%d", apiPort),
 			"--advertise-address=" + c.Control.Underlay().String(),
 			"--cert-dir=" + c.path("pki"),
