@@ -35,21 +35,32 @@ is not encrypted.`,
 	}
 	loader := config.NewLoader(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := loader.Load(os.LookupEnv)
-		if err != nil {
-			return err
-		}
-		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		parent, err := keeper.Connect()
 		if err != nil {
 			return err
 		}
+		if parent != nil {
+			defer parent.Close()
+		}
+		cfg, err := loader.Load(os.LookupEnv)
+		if err != nil {
+			return parent.Refuse(err)
+		}
+		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		if parent == nil {
 			return keep(cmd.Context(), cfg, log)
 		}
-		defer parent.Close()
-		return runNode(cmd.Context(), cfg, parent, node.Options{Version: version, Ready: cmd.OutOrStdout(), Log: log})
+		return parent.Refuse(runNode(cmd.Context(), cfg, parent, node.Options{Version: version, Ready: cmd.OutOrStdout(), Log: log}))
 	}
+	// A keeper started by an older version gives this one that one's flags.
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, bad error) error {
+		parent, err := keeper.Connect()
+		if err != nil || parent == nil {
+			return bad
+		}
+		defer parent.Close()
+		return parent.Refuse(bad)
+	})
 	return cmd
 }
 

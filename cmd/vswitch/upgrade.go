@@ -25,7 +25,8 @@ func newUpgrade() *cobra.Command {
 		Long: `Have the daemon go on in a new process of the program that lies in its place,
 another version perhaps, and wait until it does. Pods keep their interfaces,
 connections between pods and to services go on; connections from and to the
-outside end. If the new program refuses to start, the old process goes on.`,
+outside end. If the new program refuses to start, the old process goes on, and
+the reason is this command's error.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeoutCause(cmd.Context(), upgradeTimeout,
@@ -46,7 +47,11 @@ outside end. If the new program refuses to start, the old process goes on.`,
 					v, err = c.Version(ctx, &apiv1.VersionRequest{})
 					return err
 				})
-				if err == nil && v.GetPid() != before {
+				switch {
+				case err != nil: // between two processes nobody answers
+				case v.GetUpgradeRefused() != "":
+					return fmt.Errorf("the daemon goes on as it was, since the new program refused: %s", v.GetUpgradeRefused())
+				case v.GetPid() != before:
 					fmt.Fprintf(cmd.OutOrStdout(), "daemon %s, pid %d, in the place of pid %d\n", v.GetVersion(), v.GetPid(), before)
 					return nil
 				}

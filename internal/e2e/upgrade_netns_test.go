@@ -149,3 +149,49 @@ func TestVersionsLiveTogether(t *testing.T) {
 		}
 	}
 }
+
+// An upgrade that can't be is refused with the reason, and the daemon goes on: the
+// program in its place no longer understands the configuration, or is none.
+func TestAnUpgradeThatIsRefusedSaysWhy(t *testing.T) {
+	c := newNodes(t, lab.Config{})
+	a := c.nodes[0]
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	dir := t.TempDir()
+	place, config := filepath.Join(dir, "vswitch"), filepath.Join(dir, "config.yaml")
+	program := filepath.Join(labtest.BinDir(t), "vswitch")
+	configure := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configure("zone: north")
+	install(t, program, place)
+	if err := a.StartDaemon(ctx, lab.RunConfig{Args: []string{"--config", config}, Binary: place}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := a.Dataplane()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(want string) {
+		t.Helper()
+		out, err := a.Vswitch(ctx, "", "upgrade")
+		if err == nil || !strings.Contains(err.Error(), "the new program refused") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v %s, want a refusal with %q", err, out, want)
+		}
+		if after, err := a.Dataplane(); err != nil || after != before {
+			t.Errorf("dataplane %v %v, want %v as before", after, err, before)
+		}
+	}
+	configure("zonne: north")
+	refused("zonne")
+	configure("zone: north")
+	install(t, os.DevNull, place)
+	refused("exec format error")
+	install(t, program, place)
+	if out, err := a.Vswitch(ctx, "", "upgrade"); err != nil {
+		t.Errorf("an upgrade after those that were refused: %v %s", err, out)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -37,7 +38,7 @@ func Connect() (*Client, error) {
 		return nil, fmt.Errorf("keeper: %w", err)
 	}
 	if v != version {
-		return nil, fmt.Errorf("keeper: it speaks version %q of its protocol, this program %s: have another daemon take over with vswitch run --take-over, or restart the whole service", v, version)
+		return nil, tellRefusal(fmt.Errorf("keeper: it speaks version %q of its protocol, this program %s: have another daemon take over with vswitch run --take-over, or restart the whole service", v, version))
 	}
 	unix.CloseOnExec(ConnFD)
 	c, err := newClient(ConnFD)
@@ -104,6 +105,35 @@ func (c *Client) Ready() error {
 func (c *Client) Renew() error {
 	_, _, err := c.ask(request{Op: opRenew}, nil)
 	return err
+}
+
+// Refused is why the last planned restart that was asked for came to nothing; empty:
+// it did not, or nobody knows yet.
+func (c *Client) Refused() (reason string, err error) {
+	r, _, err := c.ask(request{Op: opRefused}, nil)
+	return r.Reason, err
+}
+
+// Refuse tells the keeper why this process ends without having begun, and returns the
+// reason. Nothing is done without a reason, or a keeper: c may be nil.
+func (c *Client) Refuse(reason error) error {
+	if c != nil && reason != nil {
+		text := reason.Error()
+		// A keeper that doesn't hear, or is too old to, has this process's exit code.
+		_, _, _ = c.ask(request{Op: opRefuse, Reason: strings.ToValidUTF8(text[:min(len(text), maxReasonBytes)], "")}, nil)
+	}
+	return reason
+}
+
+// tellRefusal is Refuse for a keeper whose version is unknown here: should it understand
+// nothing else, this it may.
+func tellRefusal(reason error) error {
+	c, err := newClient(ConnFD)
+	if err != nil {
+		return reason
+	}
+	defer c.Close()
+	return c.Refuse(reason)
 }
 
 // Put implements fdstore.Store.

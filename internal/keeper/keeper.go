@@ -20,6 +20,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,6 +53,8 @@ const (
 	// handOverTimeout is the same at a planned restart, when nobody forwards for part
 	// of it.
 	handOverTimeout = 2 * time.Second
+	// beginTimeout is Config.BeginTimeout's default.
+	beginTimeout = 20 * time.Second
 )
 
 // HandOver tells a child to end and leave to its successor what both use.
@@ -82,6 +86,9 @@ type Config struct {
 	TakeOver bool
 	// Stock is where the tunnel's sockets come from. Nil: an empty one.
 	Stock *bound.Stock
+	// BeginTimeout is how long a successor may take until it asks to begin, at a planned
+	// restart; 0: 20 s, many times what a busy machine takes.
+	BeginTimeout time.Duration
 	// Drain is how much longer a child may take to end when told to.
 	Drain time.Duration
 	// Embedded starts the embedded store, which ends with the keeper. Nil: there is none.
@@ -111,10 +118,12 @@ func (e *ExitError) Error() string { return fmt.Sprintf("the daemon ended with e
 // child is one process.
 type child struct {
 	cmd       *exec.Cmd
-	waiting   chan struct{} // closed when it has asked to begin
-	begin     chan struct{} // closed when it may begin
-	ready     chan struct{} // closed when it said that it is
-	renew     chan struct{} // the keeper's: a token for a planned restart
+	waiting   chan struct{}           // closed when it has asked to begin
+	begin     chan struct{}           // closed when it may begin
+	ready     chan struct{}           // closed when it said that it is
+	renew     chan struct{}           // the keeper's: a token for a planned restart
+	refused   *atomic.Pointer[string] // the keeper's
+	reason    string                  // why it ends, as it said itself; valid once done is closed
 	stock     *bound.Stock
 	embedded  *embedded // the keeper's
 	readyOnce sync.Once
@@ -130,6 +139,9 @@ type keeper struct {
 	store Store
 	early int // ends in a row that came early
 	renew chan struct{}
+	// refused is why the last planned restart came to nothing; nil: none did since one
+	// was asked for.
+	refused atomic.Pointer[string]
 	// claims are of those who come to take over; nil: nobody can.
 	claims   *claims
 	starts   uint64 // children started
@@ -285,7 +297,7 @@ func (k *keeper) start() (*child, error) {
 	c := &child{
 		cmd:     exec.Command(command[0], command[1:]...),
 		waiting: make(chan struct{}), begin: make(chan struct{}), ready: make(chan struct{}),
-		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew, embedded: &k.embedded, stock: k.cfg.Stock,
+		exited: make(chan struct{}), done: make(chan struct{}), renew: k.renew, refused: &k.refused, embedded: &k.embedded, stock: k.cfg.Stock,
 	}
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.cmd.Env = append(os.Environ(), versionEnv+"="+version, startsEnv+"="+strconv.FormatUint(k.starts, 10))
@@ -342,15 +354,22 @@ func (k *keeper) successor(ctx context.Context, ended *child) *child {
 func (k *keeper) replace(ctx context.Context, current *child) *child {
 	next, err := k.start()
 	if err != nil {
-		k.cfg.Log.Error("restart refused; the dataplane stays", "err", err)
+		k.refuse(err.Error())
 		return nil
 	}
 	k.tell(Manager.Reloading)
 	k.cfg.Log.Info("planned restart", "pid", current.cmd.Process.Pid, "next", next.cmd.Process.Pid)
+	within := cmp.Or(k.cfg.BeginTimeout, beginTimeout)
+	late := time.NewTimer(within)
+	defer late.Stop()
 	select {
 	case <-next.waiting:
 	case <-next.done:
-		k.cfg.Log.Error("restart refused: the new dataplane ended before it began; the old one stays", "state", next.cmd.ProcessState.String())
+		k.refuse(next.lastWords())
+		return nil
+	case <-late.C:
+		_ = next.stop(syscall.SIGKILL, stopTimeout)
+		k.refuse(fmt.Sprintf("%s did nothing for %v: is it a vswitch?", next.cmd.Path, within))
 		return nil
 	case <-current.done: // by itself, just now
 		return next
@@ -362,6 +381,20 @@ func (k *keeper) replace(ctx context.Context, current *child) *child {
 		k.cfg.Log.Warn("the dataplane did not end as it should", "err", err)
 	}
 	return next
+}
+
+// refuse says why a planned restart comes to nothing.
+func (k *keeper) refuse(reason string) {
+	k.refused.Store(&reason)
+	k.cfg.Log.Error("restart refused; the dataplane stays", "reason", reason)
+}
+
+// lastWords is why the child, which has ended, did so before it began.
+func (c *child) lastWords() string {
+	if c.reason != "" {
+		return c.reason
+	}
+	return fmt.Sprintf("%s ended before it began: %v; what it said is in the daemon's log", c.cmd.Path, c.cmd.ProcessState)
 }
 
 // lasted reports whether the child was of use for a time.

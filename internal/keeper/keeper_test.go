@@ -52,6 +52,13 @@ func runChild(mode, pipe string) {
 	}
 	c, err := Connect()
 	must(err)
+	switch mode {
+	case "explains":
+		_ = c.Refuse(errors.New("it is Monday"))
+		os.Exit(3)
+	case "hangs":
+		select {}
+	}
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, HandOver, syscall.SIGTERM)
 	must(c.Begin(context.Background()))
@@ -75,6 +82,16 @@ func runChild(mode, pipe string) {
 	}
 	must(c.Ready())
 	say("ready")
+	if mode == "asks" {
+		must(c.Renew())
+		for reason := ""; reason == ""; time.Sleep(time.Millisecond) { // between two looks
+			reason, err = c.Refused()
+			must(err)
+			if reason != "" {
+				say("refused: %s", reason)
+			}
+		}
+	}
 	s := <-told
 	say("told %d", s)
 }
@@ -235,6 +252,45 @@ func TestASuccessorThatRefusesLeavesTheOneBefore(t *testing.T) {
 	r.stop()
 	r.hears(fmt.Sprintf("told %d", syscall.SIGTERM))
 	r.ends(nil)
+}
+
+// Who asked for a successor learns why there is none.
+func TestWhyARestartIsRefused(t *testing.T) {
+	for _, tt := range []struct{ name, mode, want string }{
+		{"the successor says why", "explains", "it is Monday"},
+		{"it says nothing", "refuses", os.Args[0] + " ended before it began: exit status 3; what it said is in the daemon's log"},
+		{"it neither begins nor ends", "hangs", os.Args[0] + " did nothing for 300ms: is it a vswitch?"},
+		{"it is no program", "", "keeper: start the dataplane: fork/exec /dev/null: permission denied"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := start(t, func(n int) string {
+				if n == 1 {
+					return "asks"
+				}
+				return tt.mode
+			}, func(c *Config) {
+				if tt.mode == "hangs" {
+					c.BeginTimeout = 300 * time.Millisecond
+				}
+				command := c.Command
+				c.Command = func() []string {
+					if args := command(); args[2] != "" {
+						return args
+					}
+					return []string{"/dev/null"}
+				}
+			})
+			r.hears("begins")
+			pid := r.hears("ready")
+			if got := r.hears("refused: " + tt.want); got != pid {
+				t.Errorf("process %d was told, want %d", got, pid)
+			}
+			r.logs(`msg="restart refused; the dataplane stays"`)
+			r.stop()
+			r.hears(fmt.Sprintf("told %d", syscall.SIGTERM))
+			r.ends(nil)
+		})
+	}
 }
 
 // pair is a client of a keeper without processes.

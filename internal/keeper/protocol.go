@@ -35,6 +35,8 @@ const (
 	opRemove    op = "remove"    //
 	opNames     op = "names"     // in pages: those behind Name
 	opRenew     op = "renew"     // a planned restart
+	opRefuse    op = "refuse"    // the child ends instead, for Reason
+	opRefused   op = "refused"   // why the last planned restart came to nothing
 	opBind      op = "bind"      // a socket at an address that needs privilege
 	opStore     op = "store"     // the embedded store is to run
 	opResolvers op = "resolvers" // resolversFile, open
@@ -44,6 +46,8 @@ type request struct {
 	Op   op     `json:"op"`
 	Name string `json:"name,omitempty"`
 	Bind *bind  `json:"bind,omitempty"`
+	// Reason is of maxReasonBytes at most.
+	Reason string `json:"reason,omitempty"`
 	// Version is of takeover.go's part of the protocol, with its hello.
 	Version string `json:"version,omitempty"`
 }
@@ -53,10 +57,14 @@ type response struct {
 	Errno    int      `json:"errno,omitempty"` // the system call's, if one failed
 	NotFound bool     `json:"notFound,omitempty"`
 	Names    []string `json:"names,omitempty"`
-	More     bool     `json:"more,omitempty"` // there are names behind these
+	More     bool     `json:"more,omitempty"`   // there are names behind these
+	Reason   string   `json:"reason,omitempty"` // to opRefused
 	// Drain, of takeover.go's hello, is how much longer the child that is to end may take.
 	Drain time.Duration `json:"drain,omitempty"`
 }
+
+// maxReasonBytes keeps a packet below fdpass.MaxMessageBytes, JSON's escapes included.
+const maxReasonBytes = fdpass.MaxMessageBytes / 8
 
 // namesPerPage names of fdstore.MaxNameBytes fit a packet.
 const namesPerPage = 14

@@ -76,7 +76,14 @@ func (c *child) answer(q request, fds []int, s fdstore.Store) (r response, out [
 		err = s.Remove(q.Name)
 	case opNames:
 		r.Names, r.More, err = page(s, q.Name)
+	case opRefuse:
+		c.reason = q.Reason
+	case opRefused:
+		if reason := c.refused.Load(); reason != nil {
+			r.Reason = *reason
+		}
 	case opRenew:
+		c.refused.Store(nil)
 		select {
 		case c.renew <- struct{}{}:
 		default: // asked for already

@@ -60,6 +60,8 @@ type Keeper interface {
 	Ready() error
 	// Renew asks for a successor.
 	Renew() error
+	// Refused is why there is none.
+	Refused() (reason string, err error)
 	// Starts is how many processes ran before this one.
 	Starts() uint64
 	// Bind opens a socket that this process may not.

@@ -112,11 +112,12 @@ func (n *node) openAPI() error {
 		node: n.cfg.Node, ports: n.ports, attachments: n.attachments, fib: n.fib, dataplane: n.dataplane, objects: n.controller,
 	}
 	var upgrade func() error
+	var refused func() (string, error)
 	if n.opt.Keeper != nil {
-		upgrade = n.opt.Keeper.Renew
+		upgrade, refused = n.opt.Keeper.Renew, n.opt.Keeper.Refused
 	}
 	c := nodeapi.Config{
-		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version, Upgrade: upgrade,
+		Socket: n.cfg.SocketPath, Node: n.cfg.Node, Version: n.opt.Version, Upgrade: upgrade, UpgradeRefused: refused,
 		Attachments: n.attachments, Objects: n.store, Ready: n.readiness, Rows: v.rows, Trace: n.tracer.Trace,
 		Gateways:   []netip.Addr{vswitch.GatewayIPv4, vswitch.GatewayIPv6},
 		GatewayMAC: vswitch.GatewayMAC.String(), Log: n.log,

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -80,6 +81,9 @@ type Config struct {
 	// Upgrade asks for another process in the place of this one; nil: there is nobody
 	// to ask.
 	Upgrade func() error
+	// UpgradeRefused says why what Upgrade asked for came to nothing; empty: it did not,
+	// or not yet. It is asked after Upgrade only, and nil where that is.
+	UpgradeRefused func() (string, error)
 	// Called is told of every call that was answered: its name, such as AddPod, the
 	// code of the answer, and how long it took. Nil: nobody asks.
 	Called func(method, code string, took time.Duration)
@@ -115,6 +119,8 @@ type Server struct {
 	// stopping ends when Close begins: streams have no end of their own.
 	stopping context.Context
 	stop     context.CancelFunc
+	// upgrading: Upgrade has asked for another process.
+	upgrading atomic.Bool
 }
 
 // Start binds the socket, mode 0600 in a directory made with 0700 if need be,
@@ -223,9 +229,17 @@ func (s *Server) logPanic(call string, err *error) {
 
 // Version implements apiv1.NodeServer.
 func (s *Server) Version(context.Context, *apiv1.VersionRequest) (*apiv1.VersionReply, error) {
-	return &apiv1.VersionReply{
+	r := &apiv1.VersionReply{
 		Version: s.cfg.Version, GoVersion: runtime.Version(), Node: s.cfg.Node, Pid: uint32(os.Getpid()),
-	}, nil
+	}
+	if s.upgrading.Load() {
+		var err error
+		// A keeper of an older version does not know: then nobody is told.
+		if r.UpgradeRefused, err = s.cfg.UpgradeRefused(); err != nil {
+			s.cfg.Log.Debug("whether the upgrade is refused is not known", "err", err)
+		}
+	}
+	return r, nil
 }
 
 // Upgrade implements apiv1.NodeServer.
@@ -236,6 +250,7 @@ func (s *Server) Upgrade(context.Context, *apiv1.UpgradeRequest) (*apiv1.Upgrade
 	if err := s.cfg.Upgrade(); err != nil {
 		return nil, internal(err)
 	}
+	s.upgrading.Store(true)
 	return &apiv1.UpgradeReply{Pid: uint32(os.Getpid())}, nil
 }
 

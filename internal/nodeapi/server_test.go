@@ -109,6 +109,7 @@ type bench struct {
 	ready       Readiness
 	rows        []any
 	rowsErr     error
+	refused     string
 	socket      string
 }
 
@@ -143,8 +144,9 @@ func newBench(t *testing.T) *bench {
 func (b *bench) config() Config {
 	return Config{
 		Socket: b.socket, Node: "a", Version: "v0", Attachments: b.attachments, Objects: b.objects,
-		Ready:    func() Readiness { return b.ready },
-		Rows:     func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
+		Ready:   func() Readiness { return b.ready },
+		Rows:    func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
+		Upgrade: func() error { return nil }, UpgradeRefused: func() (string, error) { return b.refused, nil },
 		Gateways: []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")},
 		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, DNSDomain: "cluster.local", GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Trace: b.trace, Log: slog.New(slog.DiscardHandler),
 	}
@@ -357,6 +359,22 @@ func TestStatus(t *testing.T) {
 	if r, err := b.Status(t.Context(), &apiv1.StatusRequest{}); err != nil || r.Ready || r.Reason != "no pod CIDR yet" || !r.LimitedConnectivity {
 		t.Errorf("%v, %v", r, err)
 	}
+}
+
+func TestVersionSaysWhyAnUpgradeWasRefused(t *testing.T) {
+	b := newBench(t)
+	b.refused = "it is Monday"
+	want := func(refused string) {
+		t.Helper()
+		if v, err := b.Version(t.Context(), &apiv1.VersionRequest{}); err != nil || v.GetUpgradeRefused() != refused {
+			t.Errorf("%v %v, want the refusal %q", v, err, refused)
+		}
+	}
+	want("") // of nothing that was asked for here
+	if r, err := b.Upgrade(t.Context(), &apiv1.UpgradeRequest{}); err != nil || r.GetPid() != uint32(os.Getpid()) {
+		t.Fatalf("%v %v, want this process", r, err)
+	}
+	want("it is Monday")
 }
 
 const service = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"selector":{"app":"web"},"ports":[{"port":80}]}}`

@@ -2306,13 +2306,15 @@ func (*VersionRequest) Descriptor() ([]byte, []int) {
 }
 
 type VersionReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	GoVersion     string                 `protobuf:"bytes,2,opt,name=go_version,json=goVersion,proto3" json:"go_version,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	Pid           uint32                 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	GoVersion string                 `protobuf:"bytes,2,opt,name=go_version,json=goVersion,proto3" json:"go_version,omitempty"`
+	Node      string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Pid       uint32                 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Why the last Upgrade came to nothing; empty if there was none, or it is under way.
+	UpgradeRefused string `protobuf:"bytes,5,opt,name=upgrade_refused,json=upgradeRefused,proto3" json:"upgrade_refused,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *VersionReply) Reset() {
@@ -2371,6 +2373,13 @@ func (x *VersionReply) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *VersionReply) GetUpgradeRefused() string {
+	if x != nil {
+		return x.UpgradeRefused
+	}
+	return ""
 }
 
 var File_vswitch_proto protoreflect.FileDescriptor
@@ -2539,13 +2548,14 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x0eUpgradeRequest\" \n" +
 	"\fUpgradeReply\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x10\n" +
-	"\x0eVersionRequest\"m\n" +
+	"\x0eVersionRequest\"\x96\x01\n" +
 	"\fVersionReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
 	"go_version\x18\x02 \x01(\tR\tgoVersion\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x10\n" +
-	"\x03pid\x18\x04 \x01(\rR\x03pid*a\n" +
+	"\x03pid\x18\x04 \x01(\rR\x03pid\x12'\n" +
+	"\x0fupgrade_refused\x18\x05 \x01(\tR\x0eupgradeRefused*a\n" +
 	"\x06Change\x12\x16\n" +
 	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCHANGE_CREATED\x10\x01\x12\x15\n" +

@@ -104,8 +104,7 @@ type NodeClient interface {
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionReply, error)
 	// Upgrade has the daemon go on in a new process of the program that lies in its
 	// place, another version perhaps. The answer says that it was asked for; Version
-	// then comes from another process, or after a failure from the same, with the
-	// reason in the daemon's log.
+	// then comes from another process, or from the same with upgrade_refused.
 	// FAILED_PRECONDITION: the daemon runs without a keeper.
 	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeReply, error)
 }
@@ -312,8 +311,7 @@ type NodeServer interface {
 	Version(context.Context, *VersionRequest) (*VersionReply, error)
 	// Upgrade has the daemon go on in a new process of the program that lies in its
 	// place, another version perhaps. The answer says that it was asked for; Version
-	// then comes from another process, or after a failure from the same, with the
-	// reason in the daemon's log.
+	// then comes from another process, or from the same with upgrade_refused.
 	// FAILED_PRECONDITION: the daemon runs without a keeper.
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeReply, error)
 	mustEmbedUnimplementedNodeServer()
