@@ -1,6 +1,7 @@
 package e2ek8s
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,9 +22,10 @@ func TestCrowd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	bin := labtest.BinDir(t)
 	var progress strings.Builder
 	rows, err := bench.Run(t.Context(), scenarios, bench.Options{
-		BinDir: labtest.BinDir(t), Pairs: 1, Duration: time.Second, Nodes: 60, Progress: &progress,
+		BinDir: bin, Self: filepath.Join(bin, "vswitch-bench"), Pairs: 1, Duration: time.Second, Nodes: 60, Progress: &progress,
 	})
 	if err != nil {
 		t.Fatal(err)
