@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -166,15 +165,7 @@ func get(t *testing.T, node *lab.Node, kind string, rows any) {
 func ping(from *lab.Pod, to netip.Addr, n int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	out, err := from.Exec(ctx, lab.Command{Path: "ping", Args: []string{"-n", "-q", "-c", strconv.Itoa(n), "-i", "0.002", "-w", "20", to.String()}})
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, out)
-	}
-	want := fmt.Sprintf("%d packets transmitted, %d received, 0%% packet loss", n, n)
-	if !strings.Contains(string(out), want) || strings.Contains(string(out), "duplicates") {
-		return fmt.Errorf("ping %v: want %q, got:\n%s", to, want, out)
-	}
-	return nil
+	return from.Ping(ctx, to, n, 2*time.Millisecond)
 }
 
 // listenTCP serves each connection to a TCP port of a namespace with handle.

@@ -352,14 +352,7 @@ func sawAll(from *lab.Namespace, network string, to netip.AddrPort, want ...stri
 func ping(from *lab.Namespace, to netip.Addr, n int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	out, err := from.Exec(ctx, lab.Command{Path: "ping", Args: []string{"-n", "-q", "-c", fmt.Sprint(n), "-i", "0.01", "-w", "20", to.String()}})
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, out)
-	}
-	if want := fmt.Sprintf("%d packets transmitted, %d received, 0%% packet loss", n, n); !strings.Contains(string(out), want) || strings.Contains(string(out), "duplicates") {
-		return fmt.Errorf("ping %v: want %q, got:\n%s", to, want, out)
-	}
-	return nil
+	return from.Ping(ctx, to, n, 10*time.Millisecond)
 }
 
 // httpStatus is the status by which a URL answers, from a namespace.
