@@ -451,6 +451,16 @@ func TestRootlessPassesOnHowTheCommandEnds(t *testing.T) {
 	})
 }
 
+// Root of a user namespace, such as a container's, has but the ids that are mapped there.
+func TestRootlessInAUserNamespace(t *testing.T) {
+	h := newUserHost(t, "")
+	h.as = append(slices.Clone(h.as), "unshare", "--user", "--map-root-user")
+	out, err := h.node.Exec(t.Context(), h.runs("--", "cat", "/proc/self/uid_map"))
+	if got := strings.Fields(string(out)); err != nil || !slices.Equal(got, []string{"0", "0", "1"}) {
+		t.Errorf("the map inside is %q, %v", got, err)
+	}
+}
+
 // Nothing stays of a command whose vswitch was killed.
 func TestRootlessLeavesNothingBehind(t *testing.T) {
 	h := newUserHost(t, "")

@@ -35,14 +35,14 @@ type IDs struct {
 // allIDs is how many there are: 2^32 - 1 stands for none.
 const allIDs = 1<<32 - 1
 
-// Own are the ids that this process may map: all of them for root; this user's
-// as root and the ranges that /etc/subuid and /etc/subgid grant it, if newuidmap and
-// newgidmap are there to map them; or else, or if single is set, this user's alone.
+// Own are the ids that this process may map: for root all that there are here, which
+// in a user namespace are those mapped; this user's as root and the ranges that
+// /etc/subuid and /etc/subgid grant it, if newuidmap and newgidmap are there to map
+// them; or else, or if single is set, this user's alone.
 func Own(single bool) (IDs, error) {
 	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
 	if uid == 0 {
-		all := []Range{{0, 0, allIDs}}
-		return IDs{UIDs: all, GIDs: all}, nil
+		return here()
 	}
 	ids := IDs{UIDs: []Range{{0, uid, 1}}, GIDs: []Range{{0, gid, 1}}}
 	if single || !installed("newuidmap") || !installed("newgidmap") {
@@ -62,6 +62,33 @@ func Own(single bool) (IDs, error) {
 	}
 	ids.UIDs, ids.GIDs, ids.helped = append(ids.UIDs, subUIDs...), append(ids.GIDs, subGIDs...), true
 	return ids, nil
+}
+
+// here are the ids of this process's own user namespace, each as itself.
+func here() (ids IDs, err error) {
+	for file, ranges := range map[string]*[]Range{"/proc/self/uid_map": &ids.UIDs, "/proc/self/gid_map": &ids.GIDs} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return ids, fmt.Errorf("ids of this user namespace: %w", err)
+		}
+		if *ranges, err = parseMapped(string(text)); err != nil {
+			return ids, fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	return ids, nil
+}
+
+// parseMapped reads lines of inner id, outer id and count (user_namespaces(7)).
+func parseMapped(text string) ([]Range, error) {
+	var ranges []Range
+	for line := range strings.Lines(text) {
+		var inside, outside, size uint32
+		if _, err := fmt.Sscan(line, &inside, &outside, &size); err != nil {
+			return nil, fmt.Errorf("line %q: want three numbers", line)
+		}
+		ranges = append(ranges, Range{inside, inside, size})
+	}
+	return ranges, nil
 }
 
 func installed(program string) bool {

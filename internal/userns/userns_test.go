@@ -25,6 +25,20 @@ func TestGrantedRangesFollowEachOther(t *testing.T) {
 	}
 }
 
+func TestRootMapsWhatIsMappedHere(t *testing.T) {
+	for _, tt := range []struct{ name, file, want string }{
+		{"all of the machine", "         0          0 4294967295\n", "[{0 0 4294967295}]"},
+		{"a container's", "0 1000 1\n1 100000 65536\n", "[{0 0 1} {1 1 65536}]"},
+	} {
+		if got, err := parseMapped(tt.file); err != nil || fmt.Sprint(got) != tt.want {
+			t.Errorf("%s: %v, %v; want %s", tt.name, got, err, tt.want)
+		}
+	}
+	if got, err := parseMapped("0 1000\n"); err == nil {
+		t.Errorf("half a line is read as %v", got)
+	}
+}
+
 func TestMapsAsTheKernelReadsThem(t *testing.T) {
 	if got, want := lines([]Range{{0, 1000, 1}, {1, 100000, 65536}}), "0 1000 1\n1 100000 65536\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
