@@ -112,11 +112,8 @@ func (s *server) answer(r *request) object {
 		}
 		return object{"return": object{"id": f.ID}}
 	case "list_hostfwd":
-		all := s.forwards.List()
-		if all == nil {
-			all = []Forward{}
-		}
-		return object{"return": object{"entries": all}}
+		// A copy: the answer is written when others may ask for changes. And an empty list is [].
+		return object{"return": object{"entries": append([]Forward{}, s.forwards.List()...)}}
 	case "remove_hostfwd":
 		var which struct {
 			ID *int `json:"id"`

@@ -141,6 +141,25 @@ func TestRequestsAreAnsweredAsSlirp4netnsDoes(t *testing.T) {
 	}
 }
 
+// An answer is written while others may change what it is about.
+func TestAListStaysAsItWas(t *testing.T) {
+	f := &double{}
+	for port := range uint16(2) {
+		if _, err := f.Add(Forward{HostPort: 8080 + port}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &server{forwards: f}
+	answer := s.answer(&request{Execute: "list_hostfwd"})
+	want := fmt.Sprint(answer)
+	if err := f.Remove(1); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(answer); got != want {
+		t.Errorf("it has become %s, was %s", got, want)
+	}
+}
+
 func ask(t *testing.T, path, text string) string {
 	t.Helper()
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
