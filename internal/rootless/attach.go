@@ -145,16 +145,11 @@ func listenAPI(path string) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("API socket: %w", err)
 	}
-	if unix.Connect(fd, &unix.SockaddrUnix{Name: path}) == nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("API socket %s: another process listens there", path)
+	if err = removeStale(fd, path); err == nil {
+		old := unix.Umask(0o177)
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+		unix.Umask(old)
 	}
-	if st, statErr := os.Lstat(path); statErr == nil && st.Mode()&os.ModeSocket != 0 {
-		os.Remove(path)
-	}
-	old := unix.Umask(0o177)
-	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
-	unix.Umask(old)
 	if err == nil {
 		err = unix.Listen(fd, 16)
 	}
@@ -163,4 +158,20 @@ func listenAPI(path string) (fd int, err error) {
 		return -1, fmt.Errorf("API socket %s: %w", path, err)
 	}
 	return fd, nil
+}
+
+// removeStale removes a socket that refuses connections; fd is one to ask with.
+func removeStale(fd int, path string) error {
+	switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); {
+	case err == nil, errors.Is(err, unix.EAGAIN): // EAGAIN: with as many waiting as it lets
+		return errors.New("another process listens there")
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case !errors.Is(err, unix.ECONNREFUSED):
+		return err
+	}
+	if st, err := os.Lstat(path); err != nil || st.Mode()&os.ModeSocket == 0 {
+		return err // a file is in the way, which bind tells
+	}
+	return os.Remove(path)
 }
