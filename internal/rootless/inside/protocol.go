@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"vswitch/internal/fdpass"
 	"vswitch/internal/rootless/plan"
 	"vswitch/tap"
@@ -86,18 +88,24 @@ func (c *Conn) Send(m Message, fds ...int) error {
 	return fdpass.WritePacket(c.conn, text, fds)
 }
 
-// Receive waits for a message; the descriptors beside it are the caller's.
+// Receive waits for a message; the descriptors beside it are the caller's. With an
+// error there are none.
 func (c *Conn) Receive() (Message, []int, error) {
 	var m Message
 	text, fds, err := fdpass.ReadPacket(c.conn)
 	if err != nil {
 		return m, nil, err
 	}
-	if err := json.Unmarshal(text, &m); err != nil {
-		return m, fds, fmt.Errorf("read message: %w", err)
+	if err = json.Unmarshal(text, &m); err != nil {
+		err = fmt.Errorf("read message: %w", err)
+	} else if m.Error != "" {
+		err = &Error{m.Error, m.Code}
 	}
-	if m.Error != "" {
-		return m, fds, &Error{m.Error, m.Code}
+	if err != nil {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return m, nil, err
 	}
 	return m, fds, nil
 }
