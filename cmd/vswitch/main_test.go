@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +19,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/rootless"
+	"vswitch/internal/rootless/dataplane"
 )
 
 // run is the command as typed, with what it printed.
@@ -230,6 +235,47 @@ func TestBadCommandLines(t *testing.T) {
 				t.Errorf("%v: message %q lacks %q", tt.args, err, w)
 			}
 		}
+	}
+}
+
+// What vswitch itself has to say of a command that it never began has an exit code
+// that commands don't have.
+func TestRootlessRunRefusesBadCommandLines(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "want a command, such as: vswitch rootless run -- bash"},
+		{[]string{"--"}, "want a command"},
+		{[]string{"--nosuch", "--", "true"}, "unknown flag: --nosuch"},
+		{[]string{"--mtu", "15", "--", "true"}, "MTU 15: want 1280 to 65521"},
+		{[]string{"--cidr", "x", "--", "true"}, "--cidr x: want a network such as 10.0.2.0/24"},
+		{[]string{"--cidr", "10.0.2.0/31", "--", "true"}, "--cidr: 10.0.2.0/31: want a network of /25 or larger"},
+		{[]string{"--dns-upstream", "x", "--", "true"}, "--dns-upstream x: want ADDR[:PORT]"},
+		{[]string{"--publish-address", "x", "--", "true"}, "--publish-address x: want an address of this host"},
+		{[]string{"--publish", "99999:80", "--", "true"}, `--publish 99999:80: port "99999": want 1 to 65535`},
+	} {
+		_, err := run(t, "", append([]string{"rootless", "run"}, tt.args...)...)
+		var exit *rootless.ExitError
+		if !errors.As(err, &exit) || exit.Code != 125 || !strings.Contains(exit.Text, tt.want) {
+			t.Errorf("%v: %#v, want exit code 125 and %q", tt.args, err, tt.want)
+		}
+	}
+}
+
+func TestAddressesToPublishAtThatNoInterfaceHas(t *testing.T) {
+	addrs := func(all ...string) (as []netip.Addr) {
+		for _, a := range all {
+			as = append(as, netip.MustParseAddr(a))
+		}
+		return as
+	}
+	p := dataplane.Publish{
+		At:    addrs("127.0.0.1", "127.0.0.9", "203.0.113.7", "::1"),
+		Ports: []dataplane.Port{{Port: 80}, {Host: netip.IPv4Unspecified(), Port: 80}, {Host: netip.MustParseAddr("2001:db8::9"), Port: 80}},
+	}
+	if got, want := absent(p), addrs("203.0.113.7", "2001:db8::9"); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -74,9 +76,15 @@ alone stay unseen.
 Signals go on to the command, and its exit code is this one's; where it was
 never begun, that is 125, 126 or 127 as container engines have it. It is killed
 should this process be, and nothing is left of its network.`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return unbegun(errors.New("want a command, such as: vswitch rootless run -- bash"))
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error { return unbegun(o.run(args)) },
 	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return unbegun(err) })
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.StringSliceVar(&o.publish, "publish", []string{"auto"}, "`PORTS` of the host that lead inside: auto, none, [ADDR:]PORT[:PORT][/tcp|udp]")
@@ -96,7 +104,16 @@ should this process be, and nothing is left of its network.`,
 	return cmd
 }
 
-func (o *rootlessOptions) run(cmd *cobra.Command, args []string) error {
+// unbegun gives an error of vswitch's own an exit code that commands don't have.
+func unbegun(err error) error {
+	var exit *rootless.ExitError
+	if err == nil || errors.As(err, &exit) {
+		return err
+	}
+	return &rootless.ExitError{Code: 125, Text: err.Error()}
+}
+
+func (o *rootlessOptions) run(args []string) error {
 	c, err := o.config(args)
 	if err != nil {
 		return err
@@ -120,7 +137,7 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 	if d.Publish, err = o.publishing(); err != nil {
 		return c, err
 	}
-	prefixes, err := parseList("cidr", o.cidr, netip.ParsePrefix)
+	prefixes, err := parseList("cidr", "a network such as 10.0.2.0/24", o.cidr, netip.ParsePrefix)
 	if err != nil {
 		return c, err
 	}
@@ -133,7 +150,7 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 	if err := d.Plan.Check(); err != nil {
 		return c, err
 	}
-	upstream, err := parseList("dns-upstream", o.upstream, parseResolver)
+	upstream, err := parseList("dns-upstream", "ADDR[:PORT]", o.upstream, parseResolver)
 	if err != nil {
 		return c, err
 	}
@@ -141,6 +158,9 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 	c.Command, c.OneID = args, o.oneID
 	c.ResolvConf = resolvConf(d.Plan.Of(plan.DNS))
 	c.Log = rootlessLog(o.verbose)
+	for _, a := range absent(d.Publish) {
+		c.Log.Warn("no interface of the host has this address; its ports open when one has", "addr", a)
+	}
 	c.DataplaneArgs = []string{"--confine", o.confine}
 	if o.verbose {
 		c.DataplaneArgs = append(c.DataplaneArgs, "--verbose")
@@ -158,16 +178,34 @@ func (o *rootlessOptions) publishing() (p dataplane.Publish, err error) {
 	if p.Except, err = dataplane.ParseRanges(o.except); err != nil {
 		return p, fmt.Errorf("--publish-except %w", err)
 	}
-	p.At, err = parseList("publish-address", o.publishAt, netip.ParseAddr)
+	p.At, err = parseList("publish-address", "an address of this host", o.publishAt, netip.ParseAddr)
 	return p, err
 }
 
-func parseList[T any](flag string, values []string, parse func(string) (T, error)) ([]T, error) {
+// absent are the addresses to publish at that no interface of the host has.
+func absent(p dataplane.Publish) []netip.Addr {
+	at := slices.Clone(p.At)
+	for _, port := range p.Ports {
+		at = append(at, port.Host)
+	}
+	have, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil // what can't be opened is said then
+	}
+	return slices.DeleteFunc(at, func(a netip.Addr) bool {
+		return !a.IsValid() || a.IsUnspecified() || slices.ContainsFunc(have, func(h net.Addr) bool {
+			p, err := netip.ParsePrefix(h.String())
+			return err == nil && (p.Addr() == a || a.IsLoopback() && p.Contains(a))
+		})
+	})
+}
+
+func parseList[T any](flag, want string, values []string, parse func(string) (T, error)) ([]T, error) {
 	var all []T
 	for _, v := range values {
 		one, err := parse(v)
 		if err != nil {
-			return nil, fmt.Errorf("--%s %s: %w", flag, v, err)
+			return nil, fmt.Errorf("--%s %s: want %s", flag, v, want)
 		}
 		all = append(all, one)
 	}

@@ -126,6 +126,9 @@ func start(cfg *Config) (*command, error) {
 	if err != nil {
 		return nil, err
 	}
+	if ids.Lacks != "" {
+		cfg.Log.Warn("no user but root is there inside; --one-id takes that as meant", "why", ids.Lacks)
+	}
 	conn, theirs, err := connect()
 	if err != nil {
 		return nil, err

@@ -28,6 +28,9 @@ type Range struct {
 // IDs are the maps of one namespace.
 type IDs struct {
 	UIDs, GIDs []Range
+	// Lacks is why they are this user's alone, and what would add others; empty: they are
+	// not, or that was asked for.
+	Lacks string
 	// helped: newuidmap and newgidmap write the maps.
 	helped bool
 }
@@ -45,7 +48,11 @@ func Own(single bool) (IDs, error) {
 		return here()
 	}
 	ids := IDs{UIDs: []Range{{0, uid, 1}}, GIDs: []Range{{0, gid, 1}}}
-	if single || !installed("newuidmap") || !installed("newgidmap") {
+	if single {
+		return ids, nil
+	}
+	if !installed("newuidmap") || !installed("newgidmap") {
+		ids.Lacks = "newuidmap and newgidmap are not installed (Debian's package uidmap)"
 		return ids, nil
 	}
 	who := []string{strconv.Itoa(int(uid))}
@@ -57,8 +64,13 @@ func Own(single bool) (IDs, error) {
 		return ids, err
 	}
 	subGIDs, err := granted("/etc/subgid", who)
-	if err != nil || len(subUIDs) == 0 || len(subGIDs) == 0 {
+	if err != nil {
 		return ids, err
+	}
+	if len(subUIDs) == 0 || len(subGIDs) == 0 {
+		name := who[len(who)-1]
+		ids.Lacks = fmt.Sprintf("/etc/subuid and /etc/subgid don't both grant user %s some: a line such as %s:100000:65536 does", name, name)
+		return ids, nil
 	}
 	ids.UIDs, ids.GIDs, ids.helped = append(ids.UIDs, subUIDs...), append(ids.GIDs, subGIDs...), true
 	return ids, nil
