@@ -50,7 +50,7 @@ func TestBadScenarioFilesAreRefused(t *testing.T) {
 		{"an unknown key", "duration: 1s", "duration: 1s\n  speed: 3", "speed"},
 		{"no name", "name: a", "name: ''", "no name"},
 		{"an unknown topology", "same-node", "ring", `topology "ring"`},
-		{"an unknown system", "kernel-bridge", "magic", `baseline "magic" is none of fib, flow, kernel-bridge`},
+		{"an unknown system", "kernel-bridge", "magic", `baseline "magic" is none of cni-bridge, fib, flow, kernel-bridge`},
 		{"a system without the topology", "kernel-bridge", "kernel-vxlan", "has no topology same-node"},
 		{"an underlay on one node", "duration: 1s", "duration: 1s\n  underlay: wire", "underlay"},
 		{"no duration", "duration: 1s", "goal: 1", "duration"},

@@ -28,10 +28,10 @@ type Load struct {
 	// tens of microseconds on a virtual machine, and where the scheduler puts two
 	// programs decides whether a round trip holds two of that.
 	Pin bool `json:"pin,omitempty"`
-	// Event that steady traffic goes through: one of events; Times in one measurement,
-	// 0: once.
+	// Event that steady traffic goes through: one of events.
 	Event string `json:"event,omitempty"`
-	Times int    `json:"times,omitempty"`
+	// Times that there is the event, or a pod attached, in one measurement; 0: once.
+	Times int `json:"times,omitempty"`
 	// Benchmark of the system's own package, as `go test -bench` names it less
 	// "Benchmark"; Against is the baseline's, where there is one.
 	Benchmark string `json:"benchmark,omitempty"`
@@ -56,8 +56,8 @@ type loadKind struct {
 	// network is what the load wants: endpoints, unless it names a topology.
 	topology Topology
 	// Which of Load's fields mean something.
-	streams, sizes, uso, pin, benchmark, events bool
-	measure                                     func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
+	streams, sizes, uso, pin, benchmark, events, times bool
+	measure                                            func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
 }
 
 var (
@@ -74,10 +74,11 @@ func init() { // refers to itself by way of the functions
 		"udp-bulk":    {metrics: []metric{{"throughput", "Gb/s", true}}, sizes: true, uso: true, measure: flood},
 		"connections": {metrics: []metric{{"rate", "conn/s", true}, {"p50", "us", false}, {"p99", "us", false}}, streams: true, measure: connections},
 		"restart": {metrics: []metric{{"stall-p99", "ms", false}, {"kept", "% of connections", true}, {"delivered", "% of datagrams", true}},
-			events: true, measure: restart},
+			events: true, times: true, measure: restart},
 		"idle": {metrics: []metric{{"cpu", "% of a core", false}, {"memory", "MB", false}, {"store-cpu", "% of a core", false},
 			{"store-memory", "MB", false}}, topology: Idle, measure: idle},
-		"sync": {metrics: syncMetrics, topology: Kubernetes, measure: syncOnce},
+		"sync":   {metrics: syncMetrics, topology: Kubernetes, measure: syncOnce},
+		"attach": {metrics: []metric{{"p50", "ms", false}, {"p99", "ms", false}, {"all", "s", false}}, topology: Attach, streams: true, times: true, measure: attach},
 		// Its metrics are the units that the benchmark reports.
 		"benchmark": {metrics: []metric{{"Mlookups/s", "Mlookups/s", true}}, topology: InMemory, benchmark: true, measure: benchmark},
 	}
@@ -109,7 +110,7 @@ func (l *Load) ofBaseline() Load {
 
 func (l *Load) validate(t Topology) error {
 	k, ok := loadKinds[l.Kind]
-	special := t == Idle || t == InMemory
+	special := t == Idle || t == Attach || t == InMemory
 	switch {
 	case !ok:
 		return fmt.Errorf("load kind %q is none of %s", l.Kind, strings.Join(slices.Sorted(maps.Keys(loadKinds)), ", "))
@@ -131,8 +132,8 @@ func (l *Load) validate(t Topology) error {
 		return fmt.Errorf("event %q is none of %s", l.Event, strings.Join(slices.Sorted(maps.Keys(events)), ", "))
 	case !k.events && l.Event != "":
 		return fmt.Errorf("load %s has no event", l.Kind)
-	case l.Times < 0 || l.Times > 200 || l.Times > 0 && !k.events:
-		return fmt.Errorf("%d times are not within 1..200 events", l.Times)
+	case l.Times < 0 || l.Times > 200 || l.Times > 0 && !k.times:
+		return fmt.Errorf("%d times are not within 1..200 events or pods", l.Times)
 	case (l.Benchmark != "") != k.benchmark, l.Against != "" && !k.benchmark:
 		return fmt.Errorf("load %s: a benchmark is for the load of that name, which needs one", l.Kind)
 	}

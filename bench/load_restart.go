@@ -70,12 +70,17 @@ func (n *network) replaced(ctx context.Context, cause func(dataplane int) error)
 // calm lies before, between and after events, for traffic to be as it was.
 const calm = 300 * time.Millisecond
 
-// eventTime is how long a load's events take, roughly.
+// eventTime is how long a load's events take, roughly, beside its duration.
 func (l *Load) eventTime() time.Duration {
-	if l.Event == "" {
+	kind := loadKinds[l.Kind]
+	if !kind.times {
 		return 0
 	}
-	return time.Duration(max(l.Times, 1)) * (calm + 200*time.Millisecond)
+	each := calm + 200*time.Millisecond
+	if !kind.events {
+		each = attachment
+	}
+	return time.Duration(max(l.Times, 1)) * each
 }
 
 // aroundTime is how long a load takes beside what it measures, roughly and at most.

@@ -44,11 +44,13 @@ const (
 	Kubernetes Topology = "kubernetes"
 	// Idle: a node with many pods and no traffic.
 	Idle Topology = "idle"
+	// Attach: a node on which pods are made and deleted.
+	Attach Topology = "attach"
 	// InMemory: no network at all, only code.
 	InMemory Topology = "in-memory"
 )
 
-var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Kubernetes, Idle, InMemory}
+var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Kubernetes, Idle, Attach, InMemory}
 
 // Scenario is one row.
 type Scenario struct {

@@ -23,7 +23,7 @@ type system struct {
 }
 
 var systems = map[string]system{
-	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Kubernetes, Idle}, open: openVswitch},
+	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Kubernetes, Idle, Attach}, open: openVswitch},
 	// vswitch-direct is vswitch as NodePort and ClusterIP build it, pod to pod: what a service costs.
 	"vswitch-direct": {topologies: []Topology{NodePort, ClusterIP}, open: openVswitch},
 	// vswitch-proxy ends connections in the netstack, as a service can ask for.
@@ -40,9 +40,11 @@ var systems = map[string]system{
 	"pasta":         {topologies: []Topology{Egress, RootlessOut, RootlessIn}, open: openUserMode((*lab.Node).Pasta), userSpace: true},
 	// vswitch-rootless is the command `vswitch rootless run`.
 	"vswitch-rootless": {topologies: []Topology{RootlessOut, RootlessIn}, open: openRootless},
-	"fib":              {topologies: []Topology{InMemory}, code: "vswitch/fib"},
-	"flow":             {topologies: []Topology{InMemory}, code: "vswitch/flow"},
-	"node":             {topologies: []Topology{InMemory}, code: "internal/node"},
+	// cni-bridge is what most container engines come with.
+	"cni-bridge": {topologies: []Topology{Attach}, open: openCNIBridge},
+	"fib":        {topologies: []Topology{InMemory}, code: "vswitch/fib"},
+	"flow":       {topologies: []Topology{InMemory}, code: "vswitch/flow"},
+	"node":       {topologies: []Topology{InMemory}, code: "internal/node"},
 }
 
 func systemNames() []string { return slices.Sorted(maps.Keys(systems)) }

@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strconv"
 
@@ -158,4 +159,15 @@ func outward(l *lab.Lab, pod *lab.Namespace) (*network, error) {
 		return nil, err
 	}
 	return &network{endpoints: endpoints{client: pod, server: outside.Namespace, to: outside.Underlay4}}, nil
+}
+
+// openCNIBridge is a node whose pods are attached by the plugins bridge and host-local.
+func openCNIBridge(_ context.Context, l *lab.Lab, _ networkKey) (*network, error) {
+	n, err := l.AddNode("a")
+	if err != nil {
+		return nil, err
+	}
+	const conf = `{"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
+		"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.22.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
+	return &network{node: n, pod: lab.PodSpec{CNIVersion: "1.0.0", Network: fmt.Sprintf(conf, n.StateDir())}}, nil
 }

@@ -26,6 +26,9 @@ func openVswitch(ctx context.Context, l *lab.Lab, k networkKey) (*network, error
 	}
 	n := &network{daemon: nodes[0].Daemon(), node: nodes[0]}
 	n.dropped = func(ctx context.Context) (map[string]uint64, error) { return vswitchDrops(ctx, nodes) }
+	if k.topology == Attach {
+		return n, nil
+	}
 	if k.topology == Idle {
 		for i := range k.pods {
 			if _, err := nodes[0].AddPod(ctx, lab.PodSpec{Name: fmt.Sprintf("idle-%d", i+1)}); err != nil {

@@ -43,6 +43,8 @@ type PodSpec struct {
 	CNIVersion string
 	// Offload in the plugin's configuration: "auto" or "off"; empty: left out.
 	Offload string
+	// Network is a network configuration list, as JSON, in place of vswitch's own.
+	Network string
 	// Args go into the plugin's configuration beside the ones every pod has.
 	Args map[string]any
 }
@@ -153,6 +155,13 @@ func (p *Pod) Delete(ctx context.Context) error {
 
 // NetworkConfig is the node's CNI configuration as a pod of this spec gets it.
 func (n *Node) NetworkConfig(spec PodSpec) (*libcni.NetworkConfigList, error) {
+	if spec.Network != "" {
+		list, err := libcni.ConfListFromBytes([]byte(spec.Network))
+		if err != nil {
+			return nil, fmt.Errorf("lab: CNI configuration: %w", err)
+		}
+		return list, nil
+	}
 	args := map[string]any{}
 	for k, v := range spec.Args {
 		args[k] = v
@@ -207,9 +216,12 @@ func (p *Pod) runtime() *libcni.RuntimeConf {
 	return r
 }
 
+// debianPlugins is where Debian's containernetworking-plugins are, to compare with.
+const debianPlugins = "/usr/lib/cni"
+
 // CNI is the node's container runtime, as far as networks go.
 func (n *Node) CNI() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.cfg.BinDir}, n.lab.path(n.Host, "cni-cache"), &pluginExec{node: n})
+	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.cfg.BinDir, debianPlugins}, n.lab.path(n.Host, "cni-cache"), &pluginExec{node: n})
 }
 
 // Plugin runs the plugin as given, without libcni in between: for what no
