@@ -23,6 +23,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // File names a value on disk: where, what, and in which version of its form.
@@ -150,28 +152,21 @@ func checksum(data []byte) string {
 
 // Replace has a file written beside path, as path.new, and renames it there: a
 // reader of path sees all of the old one or all of the new. mode is exact, whatever
-// the umask. The name aside is fixed, so that a crash leaves one such file at most.
+// the umask. The name aside is fixed, so that a crash leaves one such file at most; of
+// two processes that write one path at a time, one waits.
 func Replace(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
 	aside := path + ".new"
-	out, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	claim, err := lockAside(aside)
 	if err != nil {
 		return err
 	}
+	defer claim.Close()
 	defer func() {
 		if err != nil {
 			_ = os.Remove(aside)
 		}
 	}()
-	if err = out.Chmod(mode); err == nil {
-		err = write(out)
-	}
-	if err == nil {
-		err = out.Sync()
-	}
-	if cerr := out.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err = fill(aside, mode, write); err != nil {
 		return err
 	}
 	if err = os.Rename(aside, path); err != nil {
@@ -183,6 +178,67 @@ func Replace(path string, mode fs.FileMode, write func(*os.File) error) (err err
 	}
 	defer dir.Close()
 	return dir.Sync()
+}
+
+// lockAside makes the file aside, if it isn't there, for its owner alone, and locks
+// it. It is open for reading only: a program that somebody has open for writing when
+// it gets its name could not be run.
+func lockAside(aside string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(aside, os.O_RDONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		ours, err := lock(f, aside)
+		if ours {
+			return f, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lock waits for a lock on the file aside, and reports whether it is that file still:
+// who had the lock before may have renamed or removed it.
+func lock(f *os.File, aside string) (ours bool, err error) {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return false, &os.PathError{Op: "lock", Path: aside, Err: err}
+		}
+	}
+	there, err := os.Lstat(aside)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	held, err := f.Stat()
+	return err == nil && os.SameFile(held, there), err
+}
+
+// fill has the file aside written, and safe on the disk.
+func fill(aside string, mode fs.FileMode, write func(*os.File) error) error {
+	out, err := os.OpenFile(aside, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	if err = write(out); err == nil {
+		err = out.Chmod(mode)
+	}
+	if err == nil {
+		err = out.Sync()
+	}
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // setAside moves a damaged file to the first free of path.damaged, .damaged-1 and
