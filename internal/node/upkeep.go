@@ -111,13 +111,22 @@ func (n *node) checkHost() error {
 		}
 		for _, p := range slices.Concat(n.cfg.ClusterCIDR, n.cfg.ServiceCIDR, n.cfg.LBCIDR) {
 			for _, own := range a.Addrs {
-				if own.Is4() == p.Addr().Is4() && sourceTowards(p.Addr().Next()) != own {
+				if own.Is4() == p.Addr().Is4() && sourceTowards(memberOf(p)) != own {
 					return fmt.Errorf("%s: no route to %v from %v; vswitch host attach, run again, puts it back", a.Ifname, p, own)
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// memberOf is an address of a prefix, not the first if there are more: of a network that
+// the host is in, that one is for broadcasts.
+func memberOf(p netip.Prefix) netip.Addr {
+	if p.IsSingleIP() {
+		return p.Addr()
+	}
+	return p.Masked().Addr().Next()
 }
 
 func isInterfaceHere(a *attach.Attachment) bool {

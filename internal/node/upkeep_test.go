@@ -166,3 +166,13 @@ func TestSourceTowards(t *testing.T) {
 		t.Errorf("towards nobody: %v", got)
 	}
 }
+
+func TestMembersOfPrefixesAreWithin(t *testing.T) {
+	for prefix, want := range map[string]string{
+		"10.244.0.0/16": "10.244.0.1", "2001:db8::/64": "2001:db8::1", "198.51.100.7/32": "198.51.100.7", "2001:db8::7/128": "2001:db8::7", "198.51.100.6/31": "198.51.100.7",
+	} {
+		if got := memberOf(netip.MustParsePrefix(prefix)); got.String() != want {
+			t.Errorf("of %s: %v, want %s", prefix, got, want)
+		}
+	}
+}
