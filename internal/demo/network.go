@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"vswitch/internal/lab"
@@ -64,6 +65,15 @@ func (d dual) list() []netip.Addr {
 		}
 	}
 	return as
+}
+
+// String is the addresses as they stand in a sentence.
+func (d dual) String() string {
+	var words []string
+	for _, a := range d.list() {
+		words = append(words, a.String())
+	}
+	return strings.Join(words, " and ")
 }
 
 type network struct {

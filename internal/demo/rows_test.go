@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -50,5 +51,14 @@ func TestJudgeWantsEveryServerAndTheRightClient(t *testing.T) {
 				t.Errorf("said %q, want %q", note, tt.want)
 			}
 		})
+	}
+}
+
+func TestAddressesInASentence(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::11")
+	for want, d := range map[string]dual{"192.0.2.11 and 2001:db8::11": {v4, v6}, "192.0.2.11": {v4: v4}, "2001:db8::11": {v6: v6}} {
+		if got := fmt.Sprint(d); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
