@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,9 +39,8 @@ func (d *daemon) addFlag(cmd *cobra.Command) {
 // path is the socket's, absolute.
 func (d *daemon) path() (string, error) {
 	if d.socket == "" {
-		if _, err := apiv1.DefaultSocket(); err != nil {
-			return "", fmt.Errorf("--socket: %w; want --socket PATH", err)
-		}
+		_, err := apiv1.DefaultSocket() // there is none, or an empty one was given
+		return "", fmt.Errorf("--socket: %w; want --socket PATH", cmp.Or(err, errors.New("it is empty")))
 	}
 	path, err := filepath.Abs(d.socket)
 	if err != nil {

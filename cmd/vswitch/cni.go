@@ -40,8 +40,8 @@ func (o *cniOptions) addInstallFlags(cmd *cobra.Command) {
 func (o *cniOptions) config() (cniinstall.Config, error) {
 	c := o.Config
 	var err error
-	if c.Socket, err = filepath.Abs(o.daemon.socket); err != nil {
-		return c, fmt.Errorf("--socket %s: %w", o.daemon.socket, err)
+	if c.Socket, err = o.path(); err != nil {
+		return c, err
 	}
 	if c.Plugin == "" {
 		program, err := os.Executable()

@@ -304,3 +304,14 @@ func TestCompletionKnowsTheKinds(t *testing.T) {
 		t.Errorf("formats: %v: %s", err, out)
 	}
 }
+
+// Where there is no socket none is made up, such as the directory one is in.
+func TestAnEmptySocketIsRefused(t *testing.T) {
+	for _, args := range [][]string{
+		{"get", "pods"}, {"install-cni"}, {"attend", "--once"}, {"ready", "--own"}, {"host", "attach"},
+	} {
+		if out, err := run(t, "", append(args, "--socket", "")...); err == nil || !strings.Contains(err.Error(), "want --socket PATH") {
+			t.Errorf("%s: %v, %q", args[0], err, out)
+		}
+	}
+}

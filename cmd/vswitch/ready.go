@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,9 +39,9 @@ that of another, which this one is about to replace.`,
 // kernel translates the number of the process that listens, and has none for one that
 // can't be seen (unix(7), SO_PEERCRED; pid_namespaces(7)).
 func (d *daemon) isOwn(ctx context.Context) error {
-	socket, err := filepath.Abs(d.socket)
+	socket, err := d.path()
 	if err != nil {
-		return fmt.Errorf("--socket %s: %w", d.socket, err)
+		return err
 	}
 	var dialer net.Dialer
 	c, err := dialer.DialContext(ctx, "unix", socket)
