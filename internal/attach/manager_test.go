@@ -290,6 +290,9 @@ func TestAttachRefusesAndTheTokenStaysGood(t *testing.T) {
 		if got := b.state("c1"); got != "pending" {
 			t.Errorf("%s fails: %s, want pending", what, got)
 		}
+		if got, err := b.Get(a.Key); err != nil || got.Features != 0 || got.Problem != "" {
+			t.Errorf("%s fails: %+v, %v; want it as before", what, got, err)
+		}
 		set(false)
 	}
 	for what, give := range map[string]struct {

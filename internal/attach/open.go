@@ -43,7 +43,7 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 	}
 	if err := m.save(); err != nil {
 		err = errors.Join(err, m.detach(e))
-		e.State, e.Token = before.State, before.Token
+		e.Attachment = before
 		return err
 	}
 	if before.State == Pending && m.cfg.Attached != nil {
