@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -65,5 +66,18 @@ func TestPollersShareTheirSlots(t *testing.T) {
 	a.end()
 	if !b.begin() {
 		t.Error("the slot was not given back")
+	}
+}
+
+func TestAWorkerLetsRunWhatItWoke(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // nobody else can
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	w := worker{woke: true}
+	var ran atomic.Bool
+	go ran.Store(true)
+	w.letRun()
+	if !ran.Load() || w.woke {
+		t.Errorf("what the worker woke has run: %v; it would let it run again: %v", ran.Load(), w.woke)
 	}
 }

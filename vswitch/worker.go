@@ -38,6 +38,7 @@ type worker struct {
 	tick   uint32 // the switch's, as of this wake-up
 
 	poller poller
+	woke   bool     // frames went where goroutines wait for them; see letRun
 	polled []polled // by epoll slot; a slot whose queue is nil is free
 	batch  *frame.Batch
 	ports  []*port // the snapshot, loaded once per batch
@@ -165,6 +166,7 @@ func (w *worker) flush(in *port) {
 			w.tapEgress(out, fs)
 		}
 		out.queues[w.id].Transmit(fs)
+		w.woke = w.woke || out.kind == PortGateway
 		frames, bytes := 0, 0
 		for _, f := range fs {
 			if f.Drop != drop.None {
