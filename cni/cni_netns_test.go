@@ -130,6 +130,9 @@ func TestInterfaceIsAsTheDaemonSaid(t *testing.T) {
 				if !ok || tun.Mode != netlink.TUNTAP_MODE_TAP || tun.NonPersist {
 					return fmt.Errorf("not a persistent TAP: %+v", link)
 				}
+				if qdiscs, err := nl.QdiscList(link); err != nil || len(qdiscs) != 1 || qdiscs[0].Type() != "noqueue" {
+					t.Errorf("queueing disciplines %v (%v), want noqueue alone", qdiscs, err)
+				}
 				if tun.Queues != int(tt.config.Queues) {
 					t.Errorf("%d queues, want %d", tun.Queues, tt.config.Queues)
 				}

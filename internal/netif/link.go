@@ -43,6 +43,9 @@ func Configure(h *netlink.Handle, s *Spec) error {
 			return fmt.Errorf("set txqueuelen %d: %w", s.TxQueueFrames, err)
 		}
 	}
+	if err := leaveOutQdisc(h, link); err != nil {
+		return fmt.Errorf("set no queueing discipline: %w", err)
+	}
 	if err := configureIPv6(h, link, s); err != nil {
 		return err
 	}
@@ -60,6 +63,22 @@ func Configure(h *netlink.Handle, s *Spec) error {
 		}
 	}
 	return nil
+}
+
+// leaveOutQdisc has packets go straight to the TAP's queues, as a veth's do to its peer.
+// The kernel's default has nothing to queue, since a TAP takes every packet or drops it,
+// and is costly: a device of several queues is one of 256 to the kernel (drivers/net/tun.c,
+// MAX_TAP_QUEUES), and for each, used or not, it would get 24 KB of pfifo_fast as it is set
+// up. A kernel without traffic control has neither.
+func leaveOutQdisc(h *netlink.Handle, link netlink.Link) error {
+	err := h.QdiscReplace(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT},
+		QdiscType:  "noqueue",
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
 }
 
 // Repair brings back what somebody took away of an interface that Configure made: its
