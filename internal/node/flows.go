@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/fdstore"
+	"vswitch/internal/lasting"
 	"vswitch/vswitch"
 	"vswitch/vswitch/flow"
 )
@@ -45,7 +46,7 @@ func openFlows(kept fdstore.Store, path string, cfg flow.Config, log *slog.Logge
 		log.Error("the flow table is lost; connections to services will be reset", "err", err)
 	} else if t, err = flowsAt(path, cfg, log); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Error("the flow table is lost; connections to services will be reset", "file", path, "err", err)
-		if errors.Is(err, flow.ErrInUse) {
+		if errors.Is(err, lasting.ErrInUse) {
 			path = "" // not ours to replace
 		}
 	}
@@ -100,7 +101,7 @@ func takeFlows(fd int, cfg flow.Config, log *slog.Logger) (*flow.Table, error) {
 			break
 		}
 		// A process killed a moment ago may have its claim still, as its lock.
-		if !errors.Is(err, flow.ErrInUse) || time.Since(began) > lockPatience {
+		if !errors.Is(err, lasting.ErrInUse) || time.Since(began) > lockPatience {
 			return nil, errors.Join(err, unix.Close(fd))
 		}
 	}
@@ -119,7 +120,7 @@ func newFlows(path string, cfg flow.Config, log *slog.Logger) (*flow.Table, erro
 		return t, nil
 	}
 	said := log.Warn
-	if errors.Is(err, flow.ErrUnsuitable) {
+	if errors.Is(err, lasting.ErrUnsuitable) {
 		said = log.Info // a matter of where it runs
 	}
 	said("connections to services will be reset if the whole daemon ends: the flow table has no file", "file", path, "err", err)

@@ -204,7 +204,7 @@ func TestATableHasOneProcess(t *testing.T) {
 	cmd.ExtraFiles = []*os.File{shared, os.Stderr}
 	out, err := cmd.CombinedOutput()
 	shared.Close() // and with any descriptor of it that the process closes, the claim ends
-	if err == nil || !strings.Contains(string(out), "another process uses the table") {
+	if err == nil || !strings.Contains(string(out), "another process uses it") {
 		t.Fatalf("the second process: %v, %s", err, out)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"vswitch/internal/lasting"
 	"vswitch/internal/wire"
 )
 
@@ -23,16 +24,16 @@ func TestAConnectionCostsAtMost192Bytes(t *testing.T) {
 
 func TestPartsLieApartAndAligned(t *testing.T) {
 	for _, n := range []int{1, 3, 1000, 1024, 100_001} {
-		m, err := newMapping(mappingBytes(n))
+		m, err := lasting.New("flow-test", mappingBytes(n))
 		if err != nil {
 			t.Fatal(err)
 		}
-		format(m.mem, n)
-		l, err := attach(m.mem)
+		format(m.Bytes, n)
+		l, err := attach(m.Bytes)
 		if err != nil {
 			t.Fatal(err)
 		}
-		base := uintptr(unsafe.Pointer(unsafe.SliceData(m.mem)))
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(m.Bytes)))
 		ends := []struct {
 			name       string
 			start, end uintptr
@@ -48,13 +49,13 @@ func TestPartsLieApartAndAligned(t *testing.T) {
 			}
 			at = part.end
 		}
-		if at != base+uintptr(len(m.mem)) {
-			t.Errorf("%d connections: parts end at %d of %d", n, at-base, len(m.mem))
+		if at != base+uintptr(len(m.Bytes)) {
+			t.Errorf("%d connections: parts end at %d of %d", n, at-base, len(m.Bytes))
 		}
 		if ends[0].start%128 != 0 {
 			t.Errorf("%d connections: records at %#x", n, ends[0].start)
 		}
-		if err := m.release(); err != nil {
+		if err := m.Close(); err != nil {
 			t.Error(err)
 		}
 	}

@@ -3,6 +3,8 @@ package flow
 import (
 	"errors"
 	"fmt"
+
+	"vswitch/internal/lasting"
 )
 
 // Report says what Open found in a table that another process left.
@@ -15,7 +17,7 @@ type Report struct {
 
 // Open maps the table in fd, which New made in another process. That process has
 // closed it or is dead, killed at any moment; while it lives and has not, Open
-// fails. tick is now: ticks must be counted from the same moment in both
+// fails (lasting.ErrInUse). tick is now: ticks must be counted from the same moment in both
 // processes. It takes fd if it succeeds.
 //
 // The table has the size that New gave it, and cfg.Connections counts only where
@@ -32,13 +34,13 @@ func Open(fd int, cfg Config, tick uint32) (*Table, Report, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, Report{}, err
 	}
-	m, err := openMapping(fd)
+	m, err := lasting.Open(fd, headerBytes, mappingBytes(MaxConnections))
 	if err != nil {
 		return nil, Report{}, fmt.Errorf("flow: open the table in descriptor %d: %w", fd, err)
 	}
-	t, err := over(&m, cfg)
+	t, err := over(m, cfg)
 	if err != nil {
-		return nil, Report{}, errors.Join(err, m.giveBack())
+		return nil, Report{}, errors.Join(err, m.GiveBack())
 	}
 	t.now.Store(tick)
 	return t, t.restore(tick), nil
@@ -66,7 +68,7 @@ func (t *Table) restore(tick uint32) (report Report) {
 		n = 0
 	}
 	used := 0
-	for _, part := range t.mapping.written(headerBytes) {
+	for _, part := range t.memory.Written(headerBytes) {
 		first := (part[0] - headerBytes) / recordBytes
 		if first >= len(t.records) {
 			break // counters

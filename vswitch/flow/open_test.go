@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/lasting"
 	"vswitch/internal/wire"
 )
 
@@ -17,7 +18,7 @@ import (
 // be given it. The table goes on.
 func left(t testing.TB, table *Table) int {
 	t.Helper()
-	return memfdOf(t, table.mapping.mem, sealed)
+	return memfdOf(t, table.memory.Bytes, lasting.Sealed)
 }
 
 func memfdOf(t testing.TB, content []byte, seals int) int {
@@ -236,17 +237,17 @@ func TestOpenRefusesWhatIsNotATable(t *testing.T) {
 		seals  int
 		want   string
 	}{
-		{"no header", func(m []byte) []byte { return m[:100] }, sealed, "100 bytes"},
-		{"zeros", func(m []byte) []byte { clear(m); return m }, sealed, "not a flow table"},
-		{"another version", func(m []byte) []byte { header(m).version++; return m }, sealed, "layout version 3, and this is version 2"},
-		{"too short", func(m []byte) []byte { return m[:len(m)-128] }, sealed, "100 connections in"},
-		{"too many records", func(m []byte) []byte { header(m).records = 1<<32 - 1; return m }, sealed, "4294967295 connections"},
-		{"no records", func(m []byte) []byte { header(m).records = 0; return m }, sealed, "0 connections"},
-		{"one record fewer", func(m []byte) []byte { header(m).records--; return m }, sealed, "99 connections in"},
+		{"no header", func(m []byte) []byte { return m[:100] }, lasting.Sealed, "100 bytes"},
+		{"zeros", func(m []byte) []byte { clear(m); return m }, lasting.Sealed, "not a flow table"},
+		{"another version", func(m []byte) []byte { header(m).version++; return m }, lasting.Sealed, "layout version 3, and this is version 2"},
+		{"too short", func(m []byte) []byte { return m[:len(m)-128] }, lasting.Sealed, "100 connections in"},
+		{"too many records", func(m []byte) []byte { header(m).records = 1<<32 - 1; return m }, lasting.Sealed, "4294967295 connections"},
+		{"no records", func(m []byte) []byte { header(m).records = 0; return m }, lasting.Sealed, "0 connections"},
+		{"one record fewer", func(m []byte) []byte { header(m).records--; return m }, lasting.Sealed, "99 connections in"},
 		{"may shrink", func(m []byte) []byte { return m }, unix.F_SEAL_GROW, "sealed against shrinking"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			mem := bytes.Clone(newTable(t, Config{Connections: 100}).mapping.mem)
+			mem := bytes.Clone(newTable(t, Config{Connections: 100}).memory.Bytes)
 			fd := memfdOf(t, tc.damage(mem), tc.seals)
 			table, _, err := Open(fd, Config{}, 1)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -297,7 +298,7 @@ func FuzzOpen(f *testing.F) {
 		old.Insert(s, wire.SYN, 1)
 	}
 	old.DeleteFunc(func(i *Info) bool { return i.Endpoint%4 == 0 })
-	good := bytes.Clone(old.mapping.mem)
+	good := bytes.Clone(old.memory.Bytes)
 	f.Add([]byte{}, uint32(1))
 	f.Add([]byte{0, 0, 1}, uint32(1))
 	f.Add([]byte{0, 8, 2, 0, 12, 4}, uint32(1))
@@ -314,7 +315,7 @@ func tryDamaged(t *testing.T, good, damage []byte, tick uint32) (opened bool) {
 	for ; len(damage) >= 3; damage = damage[3:] {
 		mem[(int(damage[0])<<8|int(damage[1]))%len(mem)] ^= damage[2]
 	}
-	fd := memfdOf(t, mem, sealed)
+	fd := memfdOf(t, mem, lasting.Sealed)
 	table, report, err := Open(fd, Config{}, tick)
 	if err != nil {
 		unix.Close(fd)
@@ -343,7 +344,7 @@ func TestOpenOfDamagedTables(t *testing.T) {
 		mustInsert(t, old, numbered(i), wire.SYN, 1)
 	}
 	old.DeleteFunc(func(i *Info) bool { return i.Endpoint%4 == 0 })
-	good := bytes.Clone(old.mapping.mem)
+	good := bytes.Clone(old.memory.Bytes)
 	opened := 0
 	try := func(damage []byte) {
 		if tryDamaged(t, good, damage, 1) {

@@ -58,6 +58,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"vswitch/internal/lasting"
 )
 
 // TickDuration is the length of a tick.
@@ -114,7 +116,7 @@ type Table struct {
 	sweepMu sync.Mutex
 	cursor  uint32 // next record that Expire looks at; guarded by sweepMu
 
-	mapping *mapping // nil when closed
+	memory *lasting.Memory // nil when closed
 }
 
 // New makes an empty table in shared memory of its own.
@@ -123,28 +125,46 @@ func New(cfg Config) (*Table, error) {
 		return nil, err
 	}
 	n := mappingBytes(cfg.Connections)
-	m, err := newMapping(n)
+	m, err := lasting.New("vswitch-flows", n)
 	if err != nil {
 		return nil, fmt.Errorf("flow: share %d bytes for %d connections: %w", n, cfg.Connections, err)
 	}
-	t, err := newOver(&m, cfg)
+	t, err := newOver(m, cfg)
 	if err != nil {
-		return nil, errors.Join(err, m.release())
+		return nil, errors.Join(err, m.Close())
 	}
 	return t, nil
 }
 
-// newOver makes an empty table over a mapping, which must be zero. It takes the mapping
+// Create makes an empty table in fd, a file as lasting.Create takes it. It takes fd if
+// it succeeds.
+func Create(fd int, cfg Config) (*Table, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	n := mappingBytes(cfg.Connections)
+	m, err := lasting.Create(fd, n)
+	if err != nil {
+		return nil, fmt.Errorf("flow: make a table of %d bytes in a file: %w", n, err)
+	}
+	t, err := newOver(m, cfg)
+	if err != nil {
+		return nil, errors.Join(err, m.GiveBack())
+	}
+	return t, nil
+}
+
+// newOver makes an empty table over memory, which must be zero. It takes the memory
 // only if it succeeds.
-func newOver(m *mapping, cfg Config) (*Table, error) {
-	format(m.mem, cfg.Connections)
+func newOver(m *lasting.Memory, cfg Config) (*Table, error) {
+	format(m.Bytes, cfg.Connections)
 	return over(m, cfg)
 }
 
-// over puts a table without connections over a mapping. It takes the mapping
+// over puts a table without connections over memory. It takes the memory
 // only if it succeeds.
-func over(m *mapping, cfg Config) (*Table, error) {
-	l, err := attach(m.mem)
+func over(m *lasting.Memory, cfg Config) (*Table, error) {
+	l, err := attach(m.Bytes)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +172,7 @@ func over(m *mapping, cfg Config) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("flow: map the index for %d connections: %w", len(l.records), err)
 	}
-	t := &Table{layout: l, index: x, idleTicks: cfg.Timeouts.ticks(), mapping: m}
+	t := &Table{layout: l, index: x, idleTicks: cfg.Timeouts.ticks(), memory: m}
 	t.admission.init(l.records, cfg.PerOwner)
 	t.Fragments = newFragments(&t.hashKey)
 	return t, nil
@@ -160,17 +180,17 @@ func over(m *mapping, cfg Config) (*Table, error) {
 
 // FD is the descriptor of the table's memory, for whoever is to keep it beyond
 // this process's life. It is the table's: Close closes it.
-func (t *Table) FD() int { return t.mapping.fd }
+func (t *Table) FD() int { return t.memory.FD() }
 
 // Close lets go of the table. Nothing may use it at that time or later, so
 // every worker must have let go of it. Its connections live on while another
 // descriptor of its memory does.
 func (t *Table) Close() error {
-	if t.mapping == nil {
+	if t.memory == nil {
 		return nil
 	}
-	err := errors.Join(t.mapping.release(), t.index.release())
-	t.mapping, t.layout, t.index = nil, layout{}, index{}
+	err := errors.Join(t.memory.Close(), t.index.release())
+	t.memory, t.layout, t.index = nil, layout{}, index{}
 	return err
 }
 

@@ -1,4 +1,4 @@
-package flow
+package lasting
 
 import (
 	"errors"
@@ -8,49 +8,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A table can live in a file of a tmpfs, so that it outlives everybody who has it open
-// and goes with the boot, as its ticks and its connections do. Such a file can't be
-// sealed as a memfd is: only its mode keeps others from shortening it, and a
-// file system that is full kills the process that touches a page for the first time
-// (SIGBUS, mmap(2)). So there is to be room for all of it when it is made or opened.
-
-// ErrInUse: another process has the table.
-var ErrInUse = errors.New("another process uses the table")
+// Memory can live in a file of a tmpfs, so that it outlives everybody who has it open
+// and goes with the boot. Such a file can't be sealed as a memfd is: only its mode keeps
+// others from shortening it, and a file system that is full kills the process that
+// touches a page for the first time (SIGBUS, mmap(2)). So there is to be room for all of
+// it when it is made or opened.
 
 // ErrUnsuitable: the file system is no tmpfs, or has too little room left.
-var ErrUnsuitable = errors.New("no place for a flow table")
+var ErrUnsuitable = errors.New("no place for lasting memory")
 
-// Create makes an empty table in fd, a file that must be empty, of this user alone
+// Create makes n zero bytes in fd, a file that must be empty, of this user alone
 // and on a tmpfs with room for it (else ErrUnsuitable). It takes fd if it succeeds.
-func Create(fd int, cfg Config) (*Table, error) {
-	if err := cfg.validate(); err != nil {
-		return nil, err
-	}
-	n := mappingBytes(cfg.Connections)
-	m, err := newFileMapping(fd, n)
-	if err != nil {
-		return nil, fmt.Errorf("flow: make a table of %d bytes in a file: %w", n, err)
-	}
-	t, err := newOver(&m, cfg)
-	if err != nil {
-		return nil, errors.Join(err, m.giveBack())
-	}
-	return t, nil
-}
-
-func newFileMapping(fd, n int) (mapping, error) {
+func Create(fd, n int) (*Memory, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return mapping{}, os.NewSyscallError("fstat", err)
+		return nil, os.NewSyscallError("fstat", err)
 	}
 	if st.Size != 0 {
-		return mapping{}, fmt.Errorf("it has %d bytes, want an empty one", st.Size)
+		return nil, fmt.Errorf("it has %d bytes, want an empty one", st.Size)
 	}
 	if err := checkFile(fd, &st, int64(n)); err != nil {
-		return mapping{}, err
+		return nil, err
 	}
 	if err := unix.Ftruncate(fd, int64(n)); err != nil {
-		return mapping{}, os.NewSyscallError("ftruncate", err)
+		return nil, os.NewSyscallError("ftruncate", err)
 	}
 	return mapFD(fd, n)
 }
