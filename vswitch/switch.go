@@ -10,8 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"vswitch/internal/uptime"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
@@ -115,7 +114,7 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.FIB == nil || cfg.Flows == nil || cfg.Services == nil {
 		return nil, errors.New("vswitch: FIB, Flows and Services must be given")
 	}
-	up, err := uptime()
+	up, err := uptime.Now()
 	if err != nil {
 		return nil, err
 	}
@@ -147,16 +146,8 @@ func (s *Switch) Tick() uint32 { return uint32((s.started + time.Since(s.start))
 
 // TickNow is the same clock where there is no switch yet.
 func TickNow() (uint32, error) {
-	up, err := uptime()
+	up, err := uptime.Now()
 	return uint32(up / tickLength), err
-}
-
-func uptime() (time.Duration, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return 0, fmt.Errorf("vswitch: clock_gettime: %w", err)
-	}
-	return time.Duration(t.Nano()), nil
 }
 
 // Workers is the number of workers: how many queues every port must have.

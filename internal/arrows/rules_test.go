@@ -49,6 +49,10 @@ var never = []struct {
 		why: "a leaf",
 	},
 	{
+		from: "vswitch/affinity", to: []string{"vswitch", "vswitch/fib", "vswitch/frame", "vswitch/gateway/..."},
+		why: "likewise; it knows no service",
+	},
+	{
 		from: "internal/wire", to: []string{"..."}, except: []string{"vswitch/drop"},
 		why: "headers are pure",
 	},
@@ -74,6 +78,8 @@ var only = []struct {
 		why: "the plugin only asks the daemon and sets up a namespace",
 	},
 	{from: "internal/share", why: "arithmetic"},
+	{from: "internal/lasting", why: "memory knows nothing of what lies in it"},
+	{from: "internal/uptime", why: "a clock"},
 	{from: "internal/upkeep", why: "it knows none of what it looks after: owners say how to look and how to mend"},
 	{from: "internal/dns", to: []string{"internal/share"}, why: "from message to message: whoever owns a socket calls it, whoever knows services is its Zone"},
 	{

@@ -33,11 +33,11 @@ var wantLeft = map[string]left{
 	"keeper": {
 		// CAP_NET_BIND_SERVICE is bit 10.
 		status: "CapInh=0 CapPrm=400 CapEff=400 CapBnd=0 CapAmb=0 NoNewPrivs=1 Seccomp=2 Seccomp_filters=1",
-		kinds:  []string{"/dev/net/tun", "cgroup", "eventfd", "eventpoll", "flows", "log", "pidfd", "pipe", "socket"},
+		kinds:  []string{"/dev/net/tun", "affinity", "cgroup", "eventfd", "eventpoll", "flows", "log", "pidfd", "pipe", "socket"},
 	},
 	"dataplane": {
 		status: "CapInh=0 CapPrm=0 CapEff=0 CapBnd=0 CapAmb=0 NoNewPrivs=1 Seccomp=2 Seccomp_filters=2",
-		kinds:  []string{"/dev/net/tun", "cgroup", "eventfd", "eventpoll", "flows", "log", "null", "pipe", "socket", "state/lock"},
+		kinds:  []string{"/dev/net/tun", "affinity", "cgroup", "eventfd", "eventpoll", "flows", "log", "null", "pipe", "socket", "state/lock"},
 	},
 	"store": {
 		status: "CapInh=0 CapPrm=0 CapEff=0 CapBnd=0 CapAmb=0 NoNewPrivs=1 Seccomp=2 Seccomp_filters=2",
@@ -106,8 +106,8 @@ func kindsOf(pid int, n *lab.Node) ([]string, error) {
 			kind = "state/store"
 		case in(n.StateDir()):
 			kind = "state/" + filepath.Base(to)
-		case strings.HasPrefix(filepath.Base(to), "flows-"): // connections, on a tmpfs
-			kind = "flows"
+		case strings.HasPrefix(filepath.Base(to), "flows-"), strings.HasPrefix(filepath.Base(to), "affinity-"): // on a tmpfs
+			kind, _, _ = strings.Cut(filepath.Base(to), "-")
 		case in(filepath.Dir(filepath.Dir(n.StateDir()))): // what the lab has it write to
 			kind = "log"
 		}

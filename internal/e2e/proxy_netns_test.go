@@ -142,6 +142,7 @@ kind: Service
 metadata: {name: sticky, namespace: default}
 spec:
   type: NodePort
+  ipFamilyPolicy: RequireDualStack
   sessionAffinity: %s
   selector: {app: sticky}
   ports:

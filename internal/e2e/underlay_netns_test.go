@@ -91,7 +91,7 @@ func TestANodeChangesItsAddress(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := strings.Count(b.Daemon().Log(), "connections taken over"); n != len(moves) {
+	if n := strings.Count(b.Daemon().Log(), `"table taken over" table=flows`); n != len(moves) {
 		t.Errorf("node b was replaced %d times, want %d", n, len(moves))
 	}
 	sockets := keptTunnels(t, b)

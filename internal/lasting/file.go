@@ -12,7 +12,11 @@ import (
 // and goes with the boot. Such a file can't be sealed as a memfd is: only its mode keeps
 // others from shortening it, and a file system that is full kills the process that
 // touches a page for the first time (SIGBUS, mmap(2)). So there is to be room for all of
-// it when it is made or opened.
+// it when it is made or opened, and for spareBytes.
+
+// spareBytes is left for others, such as the memories that the process has made before
+// and will use up yet.
+const spareBytes = 16 << 20
 
 // ErrUnsuitable: the file system is no tmpfs, or has too little room left.
 var ErrUnsuitable = errors.New("no place for lasting memory")
@@ -50,8 +54,8 @@ func checkFile(fd int, st *unix.Stat_t, n int64) error {
 	}
 	const blockBytes = 512 // st_blocks', stat(2)
 	// No size given to the mount is no limit.
-	if missing, room := n-st.Blocks*blockBytes, int64(fs.Bavail)*fs.Bsize; fs.Blocks != 0 && missing > room {
-		return fmt.Errorf("%w: %d bytes are to come, and the tmpfs has %d left", ErrUnsuitable, missing, room)
+	if missing, room := n-st.Blocks*blockBytes, int64(fs.Bavail)*fs.Bsize; fs.Blocks != 0 && missing+spareBytes > room {
+		return fmt.Errorf("%w: %d bytes are to come, %d are for others, and the tmpfs has %d left", ErrUnsuitable, missing, spareBytes, room)
 	}
 	return nil
 }

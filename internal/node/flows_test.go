@@ -12,7 +12,9 @@ import (
 	"vswitch/internal/fdstore"
 	"vswitch/internal/wire"
 	"vswitch/vswitch"
+	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/flow"
+	"vswitch/vswitch/gateway"
 )
 
 // TestFlowsAreTakenOver is not for the race detector, with which a table lies on the
@@ -75,7 +77,7 @@ func TestFlowsOutliveWhoKeepsDescriptors(t *testing.T) {
 		t.Skipf("no tmpfs that this user can write to: %v", err)
 	}
 	defer os.RemoveAll(dir)
-	path := flowsFile(dir+"/run", "0123456789abcdef")
+	path := fileOf(flowsName, dir+"/run", "0123456789abcdef")
 	cfg := flow.Config{Connections: 64}
 	tick, err := vswitch.TickNow()
 	if err != nil {
@@ -117,4 +119,51 @@ func TestFlowsOutliveWhoKeepsDescriptors(t *testing.T) {
 	if err := onDisk.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestAffinityIsTakenOver from who keeps descriptors, and from a file.
+func TestAffinityIsTakenOver(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	dir, err := os.MkdirTemp("/dev/shm", "vswitch-node")
+	if err != nil {
+		t.Skipf("no tmpfs that this user can write to: %v", err)
+	}
+	defer os.RemoveAll(dir)
+	client := &affinity.Client{Service: 1, Addr: wire.Addr{15: 1}}
+	for _, path := range []string{"", fileOf(affinityName, dir, "0123456789abcdef")} {
+		var kept fdstore.Memory
+		tick, err := gateway.TickNow()
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err := openAffinity(&kept, path, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		had := first.Choose(client, oneEndpoint{}, tick, 100)
+		err = first.Close()
+		if path != "" { // the keeper ends as well
+			err = errors.Join(err, kept.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := openAffinity(&kept, path, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, ok := second.Look(client, oneEndpoint{}, tick, 100); !ok || e != had {
+			t.Errorf("file %q: %+v, %v, want %+v", path, e, ok, had)
+		}
+		if err := errors.Join(second.Close(), kept.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type oneEndpoint struct{}
+
+func (oneEndpoint) Has(flow.Endpoint) bool { return true }
+func (oneEndpoint) Random() flow.Endpoint {
+	return flow.Endpoint{Addr: wire.Addr{15: 9}, Port: 80, ID: 7}
 }

@@ -32,6 +32,7 @@ import (
 	"vswitch/internal/resident"
 	"vswitch/internal/upkeep"
 	"vswitch/tunnel/vxlan"
+	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/flow"
 	"vswitch/vswitch/gateway"
@@ -93,6 +94,7 @@ type node struct {
 
 	fib       *fib.Table // openTables
 	flows     *flow.Table
+	affinity  *affinity.Memory
 	tunnel    *vxlan.Tunnel // openTunnel
 	facts     control.NodeFacts
 	mtuBytes  int // of pods
@@ -233,10 +235,14 @@ func (n *node) openState() error {
 func (n *node) openTables() error {
 	n.fib = fib.New()
 	var err error
-	if n.flows, err = openFlows(n.fds, flowsFile(n.cfg.RuntimeDir, n.instance), flow.Config{}, n.log); err != nil {
+	if n.flows, err = openFlows(n.fds, fileOf(flowsName, n.cfg.RuntimeDir, n.instance), flow.Config{}, n.log); err != nil {
 		return err
 	}
 	n.onClose(n.flows.Close)
+	if n.affinity, err = openAffinity(n.fds, fileOf(affinityName, n.cfg.RuntimeDir, n.instance), n.log); err != nil {
+		return err
+	}
+	n.onClose(n.affinity.Close)
 	return nil
 }
 

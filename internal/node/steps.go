@@ -240,7 +240,7 @@ func (n *node) startForwarding() error {
 		Allowed: n.cfg.AllowEgress, HostLoopback: n.cfg.HostLoopback,
 		DeniedTCP:  slices.Concat(n.storePlaces(), n.metricsPlaces()),
 		IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode, LeadsOut: n.dataplane.leadsOut,
-		Keeper: n.fds, Bind: n.bind,
+		Keeper: n.fds, Bind: n.bind, Affinity: n.affinity,
 		NoNodePorts: !n.cfg.HostPorts, LowPortOffset: uint16(n.cfg.LowPorts), EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	}
 	if names != nil {

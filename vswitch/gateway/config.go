@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/frame"
 )
 
@@ -97,6 +98,10 @@ type Config struct {
 	LowPortOffset uint16
 	// NodePortRetry is how often a failed bind is tried again: default 10 s.
 	NodePortRetry time.Duration
+
+	// Affinity remembers the clients of services with affinity. It is the caller's, who closes it
+	// once nothing calls Pick any more. Nil: such services are refused.
+	Affinity *affinity.Memory
 
 	// EndpointGone is told when a service stops sending to an endpoint, so that
 	// the owner of the flow table can delete flows. PutService and DeleteService

@@ -74,7 +74,7 @@ func (e *entrance) pick(client netip.Addr, tick uint32) (flow.Endpoint, drop.Rea
 // leads to its endpoint.
 func (e *entrance) keeps(s *session) bool {
 	p := e.pools[familyOf(s.remote.Addr())].Load()
-	return p.has(flow.Endpoint{ID: s.endpoint, Addr: s.inside.Src, Port: s.inside.SrcPort}) &&
+	return p.Has(flow.Endpoint{ID: s.endpoint, Addr: s.inside.Src, Port: s.inside.SrcPort}) &&
 		(p.allow == nil || contains(p.allow, s.remote.Addr()))
 }
 

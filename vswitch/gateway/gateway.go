@@ -33,7 +33,7 @@
 //	service.go   what a service is
 //	service_table.go, service_index.go  where services are found
 //	service_pool.go  which endpoint a flow gets
-//	affinity.go  clients that keep theirs
+//	pins.go      clients that keep theirs
 //	service_gone.go  endpoints that get no more
 //	exposed.go   what clients outside reach by way of other nodes
 package gateway
@@ -49,6 +49,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"vswitch/internal/share"
+	"vswitch/internal/uptime"
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/flow"
@@ -71,6 +72,7 @@ type Gateway struct {
 	listeners *listeners
 	exposed   exposed
 	counters  counters
+	started   time.Duration // of the machine, when the gateway was
 	tick      atomic.Uint32
 
 	ctx    context.Context // done when the gateway closes
@@ -91,13 +93,17 @@ func New(cfg Config) (*Gateway, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	g := &Gateway{cfg: cfg, services: newServices()}
+	g := &Gateway{cfg: cfg, services: newServices(cfg.Affinity)}
+	var err error
+	if g.started, err = uptime.Now(); err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	g.tick.Store(ticksAt(g.started))
 	g.policy = newPolicy(&g.cfg)
 	g.usage = newUsage(&g.cfg)
 	g.joins = newJoins()
 	g.memory = share.New[wire.Addr](g.cfg.MemoryBytes)
 	g.listeners = newListeners(g)
-	var err error
 	g.link, err = link.New(link.Config{
 		Queues: cfg.Queues, RingPackets: cfg.RingPackets, MTUBytes: cfg.MTUBytes, MAC: cfg.MAC, Handler: g,
 	})
@@ -139,7 +145,7 @@ func (g *Gateway) tidy() {
 		case <-addrsChanged:
 			g.listeners.refresh()
 		case now := <-ticker.C:
-			g.tick.Store(uint32(now.Sub(begin) / tickInterval))
+			g.tick.Store(ticksAt(g.started + now.Sub(begin)))
 			if now.Sub(swept) >= time.Second {
 				swept = now
 				g.sweep(g.tick.Load())
@@ -156,7 +162,6 @@ func (g *Gateway) tidy() {
 func (g *Gateway) sweep(tick uint32) {
 	g.relay.sweep(tick)
 	g.joins.sweep(tick)
-	g.services.memory.sweep(tick)
 	limit, half := ticksOf(g.cfg.TCPIdle), ticksOf(g.cfg.TCPHalfClosedIdle)
 	g.connections.abortIf(func(c connection) bool { return c.idle(tick, limit, half) })
 }
@@ -209,6 +214,9 @@ func (g *Gateway) HasVIP(a *wire.Addr) bool { return g.services.hasVIP(a) || g.d
 func (g *Gateway) PutService(s Service) error {
 	if err := s.validate(); err != nil {
 		return fmt.Errorf("gateway: service %v: %w", s.ServiceKey, err)
+	}
+	if s.Affinity != 0 && g.cfg.Affinity == nil {
+		return fmt.Errorf("gateway: service %v: affinity, and the gateway was given no memory for it (Config.Affinity)", s.ServiceKey)
 	}
 	next := s.clone()
 	g.change.Lock()

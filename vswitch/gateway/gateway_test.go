@@ -39,6 +39,7 @@ func testConfig(t testing.TB) Config {
 		IsLocalPod:   func(a netip.Addr) bool { return a == pod4 || a == pod6 },
 		HostLoopback: []netip.Addr{hostV4, hostV6},
 		NoNodePorts:  true,
+		Affinity:     newAffinity(t),
 		Log:          slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 }

@@ -4,14 +4,25 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"vswitch/internal/uptime"
 )
 
 // The gateway's clock counts ticks, stored by the janitor, so that noting when a
-// datagram passed costs no clock read.
+// datagram passed costs no clock read. It counts from the machine's start, since what is
+// remembered of clients outlives the process.
 const (
 	tickInterval = 500 * time.Millisecond
 	ticksPerSec  = uint32(time.Second / tickInterval)
 )
+
+func ticksAt(up time.Duration) uint32 { return uint32(up / tickInterval) }
+
+// TickNow is the clock's tick where there is no gateway yet.
+func TickNow() (uint32, error) {
+	up, err := uptime.Now()
+	return ticksAt(up), err
+}
 
 // ticksOf is a time limit in ticks, at least one.
 func ticksOf(d time.Duration) uint32 {

@@ -41,15 +41,6 @@ func (g *Gateway) Look(k *flow.Key) Look {
 	return l
 }
 
-// remembers reports whether a client has an endpoint that it would get again.
-func (t *pins) remembers(p *pool, addr *wire.Addr, tick uint32) bool {
-	s := t.shard(addr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	had, known := s.pins[client{*addr, p.local}]
-	return known && !t.expired(&had, tick) && p.has(had.endpoint)
-}
-
 // LookOutside says whether a pod's packet that the switch gives to the gateway would
 // be sent on by a host socket, and to which address; the reason is why not. What
 // the host's network makes of it nobody can tell beforehand.

@@ -7,15 +7,15 @@ import (
 	"slices"
 
 	"vswitch/internal/wire"
+	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/flow"
 )
 
 // pool is what one family of a service gives the clients of one kind. It is
-// immutable but for what its pins remember.
+// immutable but for what is remembered of its clients.
 type pool struct {
 	backends []flow.Endpoint // sorted by comparePlaces
-	local    bool            // those of the policy Local
 	allow    []netip.Prefix  // who may come; nil: everybody
 	pins     *pins           // nil: no affinity
 	proxy    *proxied        // nil: flows are rewritten
@@ -38,7 +38,7 @@ func familyOf(a netip.Addr) int {
 }
 
 // newPools makes what s asks for. The pools of one policy share their backends.
-func newPools(s *Service, pins *pins, proxy *proxied) *pools {
+func newPools(s *Service, memory *affinity.Memory, proxy *proxied) *pools {
 	p := &pools{}
 	for family := range 2 {
 		made := [2]*pool{}
@@ -48,7 +48,7 @@ func newPools(s *Service, pins *pins, proxy *proxied) *pools {
 				i = 1
 			}
 			if made[i] == nil {
-				made[i] = &pool{backends: s.backends(family, local), local: local, pins: pins, proxy: proxy, service: s.ServiceKey}
+				made[i] = &pool{backends: s.backends(family, local), pins: pinsOf(s, local, memory), proxy: proxy, service: s.ServiceKey}
 			}
 			return made[i]
 		}
@@ -91,8 +91,8 @@ func comparePlaces(a, b flow.Endpoint) int {
 	return cmp.Or(cmp.Compare(a.ID, b.ID), slices.Compare(a.Addr[:], b.Addr[:]), cmp.Compare(a.Port, b.Port))
 }
 
-// has reports whether the pool still sends to an endpoint.
-func (p *pool) has(e flow.Endpoint) bool {
+// Has reports whether the pool still sends to an endpoint.
+func (p *pool) Has(e flow.Endpoint) bool {
 	_, ok := slices.BinarySearchFunc(p.backends, e, comparePlaces)
 	return ok
 }
@@ -111,7 +111,7 @@ func (p *pool) choose(client *wire.Addr, tick uint32, remember bool) (flow.Endpo
 	if p.pins != nil {
 		return p.pins.choose(p, client, tick, remember), drop.None
 	}
-	return p.random(), drop.None
+	return p.Random(), drop.None
 }
 
 // refuses says why a client gets no endpoint; drop.None: it gets one.
@@ -140,13 +140,13 @@ func (p *pool) pickAnother(client *wire.Addr, tick uint32, tried []flow.Endpoint
 	}
 	e := others[rand.IntN(len(others))]
 	if p.pins != nil {
-		p.pins.move(p, client, e, tick)
+		p.pins.move(client, &e, tick)
 	}
 	return e, drop.None
 }
 
-// random takes one. math/rand/v2's generator is the runtime's own, per thread: no
+// Random takes one. math/rand/v2's generator is the runtime's own, per thread: no
 // lock, a few ns.
-func (p *pool) random() flow.Endpoint {
+func (p *pool) Random() flow.Endpoint {
 	return p.backends[rand.Uint64N(uint64(len(p.backends)))]
 }

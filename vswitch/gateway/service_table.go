@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"vswitch/internal/wire"
+	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/flow"
 )
 
@@ -23,7 +24,7 @@ import (
 
 type services struct {
 	fronts *index // changed under mu
-	memory *affinity
+	memory *affinity.Memory
 
 	mu  sync.Mutex
 	all map[ServiceKey]*served // guarded by mu; values are never changed
@@ -33,7 +34,6 @@ type services struct {
 type served struct {
 	*Service
 	*pools
-	pins  *pins    // nil: no affinity
 	proxy *proxied // nil: flows are rewritten
 }
 
@@ -45,8 +45,8 @@ func (s *served) service() *Service {
 	return s.Service
 }
 
-func newServices() *services {
-	return &services{fronts: newIndex(), memory: newAffinity(), all: make(map[ServiceKey]*served)}
+func newServices(memory *affinity.Memory) *services {
+	return &services{fronts: newIndex(), memory: memory, all: make(map[ServiceKey]*served)}
 }
 
 // at is the pool for pods' flows to a service's own address; nil: there is none.
@@ -99,8 +99,8 @@ func (t *services) put(next *Service) (prev, now *served, gone []Gone, err error
 		}
 	}
 	prev = t.all[next.ServiceKey]
-	now = &served{Service: next, pins: t.memory.tableFor(prev, next), proxy: proxyFor(prev, next)}
-	now.pools = newPools(next, now.pins, now.proxy)
+	now = &served{Service: next, proxy: proxyFor(prev, next)}
+	now.pools = newPools(next, t.memory, now.proxy)
 	t.all[next.ServiceKey] = now
 	gone = endpointsGone(prev.service(), next)
 	t.setAll(now)
@@ -128,7 +128,6 @@ func (t *services) delete(key ServiceKey) (prev *served, gone []Gone) {
 	}
 	delete(t.all, key)
 	t.removeAll(prev, nil)
-	t.memory.drop(prev.pins)
 	return prev, endpointsGone(prev.Service, nil)
 }
 

@@ -3,11 +3,13 @@ package gateway
 import (
 	"encoding/binary"
 	"net/netip"
-	"sync"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"vswitch/internal/wire"
+	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/flow"
 )
@@ -21,7 +23,21 @@ type memory struct {
 	*services
 }
 
-func newMemory(t testing.TB) memory { return memory{t, newServices()} }
+func newMemory(t testing.TB) memory { return memory{t, newServices(newAffinity(t))} }
+
+func newAffinity(t testing.TB) *affinity.Memory {
+	t.Helper()
+	m, err := affinity.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
 
 func (m memory) put(s Service) {
 	m.t.Helper()
@@ -141,10 +157,6 @@ func TestAffinityIsSwitchedOnAndOff(t *testing.T) {
 			t.Errorf("step %d, affinity %v: %d endpoints, want %d", i, s.Affinity, n, want)
 		}
 	}
-	m.services.delete(web(0).ServiceKey)
-	if n := m.memory.used.Load(); n != 0 {
-		t.Errorf("%d entries left of a service that is gone", n)
-	}
 }
 
 // A client has one endpoint under each policy and family, and its own at each
@@ -194,87 +206,40 @@ func TestAffinityIsByAddressNotPort(t *testing.T) {
 	}
 }
 
-// Entries beyond the bounds displace old ones: of the same service at its bound,
-// of the largest when the whole is full.
-func TestAffinityIsBounded(t *testing.T) {
-	m := newMemory(t)
-	add := func(name string, last byte) netip.Addr {
-		s := sticky(64)
-		s.Name, s.VIPs = name, []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 1, last})}
-		m.put(s)
-		return s.VIPs[0]
-	}
-	small := add("small", 1)
-	own := make([]flow.Endpoint, 100)
-	for i := range own {
-		own[i] = m.pick(small, i, 1)
-	}
-	large := add("large", 2)
-	for i := range 2 * pinsPerService {
-		m.pick(large, i, uint32(2+i/1000))
-	}
-	if n := m.memory.used.Load(); n > pinsPerService+int64(len(own)) {
-		t.Errorf("one service has %d entries, want at most %d", n, pinsPerService)
-	}
-	for i, ep := range own {
-		if m.pick(small, i, 3) != ep {
-			t.Fatalf("client %d of a small service was displaced by a large one", i)
+// What one gateway remembered the next one knows, be the services put in another order and
+// their timeouts shorter.
+func TestAffinityOutlivesTheGateway(t *testing.T) {
+	memory := newAffinity(t)
+	services := []Service{sticky(64), sticky(64)}
+	services[1].Name, services[1].VIPs = "other", []netip.Addr{netip.MustParseAddr("10.96.1.1")}
+	had := map[netip.Addr]flow.Endpoint{}
+	for range 2 {
+		g := newTestGateway(t, func(c *Config) { c.Affinity = memory })
+		for _, s := range services {
+			s.Affinity = time.Hour
+			if err := g.PutService(s); err != nil {
+				t.Fatal(err)
+			}
+			vip := s.VIPs[0]
+			for range 8 {
+				ep, r := g.Pick(keyTo(vip, 80, wire.ProtoTCP), nil)
+				if had[vip] == (flow.Endpoint{}) {
+					had[vip] = ep
+				}
+				if ep != had[vip] || r != drop.None {
+					t.Fatalf("%v: %+v, %v, want %+v", vip, ep, r, had[vip])
+				}
+			}
 		}
-	}
-	for n := byte(3); n < 3+pinsInAll/pinsPerService; n++ {
-		a := add("large-"+string('a'+rune(n)), n)
-		for i := range pinsPerService {
-			m.pick(a, i, 100)
-		}
-	}
-	late := add("late", 200)
-	kept := 0
-	for i := range 100 {
-		ep := m.pick(late, i, 101)
-		if m.pick(late, i, 101) == ep {
-			kept++
-		}
-	}
-	if n := m.memory.used.Load(); n > pinsInAll {
-		t.Errorf("%d entries in all, want at most %d", n, pinsInAll)
-	}
-	if kept < 90 {
-		t.Errorf("with the memory full, %d of 100 clients of another service are remembered", kept)
-	}
-	m.memory.sweep(1 << 20)
-	if n := m.memory.used.Load(); n != 0 || len(m.memory.inUse) != 0 {
-		t.Errorf("%d entries, %d tables left after all have expired", n, len(m.memory.inUse))
+		slices.Reverse(services)
 	}
 }
 
-// Workers, changes and the janitor at once; for the race detector, and that the
-// count is right afterwards.
-func TestAffinityConcurrently(t *testing.T) {
-	m := newMemory(t)
-	m.put(sticky(16))
-	var workers sync.WaitGroup
-	for w := range 4 {
-		workers.Go(func() {
-			for i := range 5000 {
-				if ep := m.pick(vip4, w*100+i%200, uint32(i/10)); ep.ID == 0 {
-					t.Error("refused")
-					return
-				}
-			}
-		})
-	}
-	for i := range uint32(500) {
-		s := sticky(1 + int(i)%16)
-		if i%50 == 0 {
-			s.Affinity = 0
-		}
-		m.put(s)
-		m.memory.sweep(i * pinSweepTicks)
-	}
-	workers.Wait()
-	m.services.delete(web(0).ServiceKey)
-	if n := m.memory.used.Load(); n != 0 {
-		t.Errorf("%d entries counted, none is left", n)
+// Without a memory a service can't have what it asks for.
+func TestAffinityNeedsAMemory(t *testing.T) {
+	g := newTestGateway(t, func(c *Config) { c.Affinity = nil })
+	if err := g.PutService(sticky(1)); err == nil || !strings.Contains(err.Error(), "affinity") {
+		t.Errorf("%v, want an error that names affinity", err)
 	}
 }
 
