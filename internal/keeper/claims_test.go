@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
 	"vswitch/internal/upkeep"
 )
@@ -37,7 +38,7 @@ func TestAConnectionThatComesAsTheKeeperEndsIsClosed(t *testing.T) {
 	}
 	var ends [2]*net.UnixConn
 	for i, fd := range fds {
-		if ends[i], err = connOf(fd); err != nil {
+		if ends[i], err = fdpass.ConnOf(fd); err != nil {
 			t.Fatal(err)
 		}
 		defer ends[i].Close()

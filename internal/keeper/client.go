@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
 )
 
@@ -55,27 +55,11 @@ func (c *Client) Starts() uint64 { return c.starts }
 
 // newClient takes over fd.
 func newClient(fd int) (*Client, error) {
-	conn, err := connOf(fd)
+	conn, err := fdpass.ConnOf(fd)
 	if err != nil {
-		return nil, fmt.Errorf("keeper: descriptor %d: %w", fd, err)
+		return nil, fmt.Errorf("keeper: %w", err)
 	}
 	return &Client{conn: conn}, nil
-}
-
-// connOf makes a connection of a descriptor, which it takes over.
-func connOf(fd int) (*net.UnixConn, error) {
-	f := os.NewFile(uintptr(fd), "keeper")
-	defer f.Close() // FileConn has a duplicate
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	conn, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, errors.New("no unix socket")
-	}
-	return conn, nil
 }
 
 // Close ends the connection. The keeper goes on holding what it has.

@@ -34,9 +34,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vswitch/internal/bound"
+	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
 	"vswitch/internal/resident"
 )
@@ -283,16 +282,11 @@ func (k *keeper) rest(ctx context.Context) error {
 
 // start starts a child, which waits before it begins.
 func (k *keeper) start() (*child, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("keeper: socketpair: %w", err)
-	}
-	theirs := os.NewFile(uintptr(pair[1]), "keeper")
-	defer theirs.Close()
-	conn, err := connOf(pair[0])
+	conn, theirs, err := fdpass.Pair()
 	if err != nil {
 		return nil, fmt.Errorf("keeper: %w", err)
 	}
+	defer theirs.Close()
 	command := k.cfg.Command()
 	c := &child{
 		cmd:     exec.Command(command[0], command[1:]...),

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/bound"
+	"vswitch/internal/fdpass"
 	"vswitch/internal/fdstore"
 )
 
@@ -306,7 +307,7 @@ func pairOf(t *testing.T, as *child) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := connOf(fds[0])
+	conn, err := fdpass.ConnOf(fds[0])
 	if err != nil {
 		t.Fatal(err)
 	}

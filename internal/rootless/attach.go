@@ -59,7 +59,7 @@ func join(cfg *AttachConfig) (made inside.Message, fds []int, err error) {
 	if err != nil {
 		return made, nil, err
 	}
-	conn, theirs, err := connect()
+	conn, theirs, err := inside.NewPair()
 	if err != nil {
 		return made, nil, err
 	}

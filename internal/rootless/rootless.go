@@ -129,7 +129,7 @@ func start(cfg *Config) (*command, error) {
 	if ids.Lacks != "" {
 		cfg.Log.Warn("no user but root is there inside; --one-id takes that as meant", "why", ids.Lacks)
 	}
-	conn, theirs, err := connect()
+	conn, theirs, err := inside.NewPair()
 	if err != nil {
 		return nil, err
 	}
@@ -172,21 +172,6 @@ func start(cfg *Config) (*command, error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// connect makes the connection to a process inside, and what that is born with.
-func connect() (*inside.Conn, *os.File, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	theirs := os.NewFile(uintptr(pair[1]), "namespace")
-	conn, err := inside.NewConn(pair[0])
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return conn, theirs, nil
 }
 
 func (c *command) kill() {

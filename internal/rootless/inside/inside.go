@@ -41,7 +41,7 @@ func AwaitIDs(self string, args []string) error {
 func Become(command []string) error {
 	// What prctl sets belongs to the thread, and the thread that calls exec stays.
 	runtime.LockOSThread()
-	conn, err := NewConn(ConnFD)
+	conn, err := NewConn()
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func Become(command []string) error {
 // in. It returns an error only if it could not tell it outside.
 func Join() error {
 	runtime.LockOSThread()
-	conn, err := NewConn(ConnFD)
+	conn, err := NewConn()
 	if err != nil {
 		return err
 	}

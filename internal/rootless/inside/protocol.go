@@ -2,7 +2,6 @@ package inside
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -60,20 +59,22 @@ func (e *Error) Error() string { return e.Text }
 // Conn is one end.
 type Conn struct{ conn *net.UnixConn }
 
-// NewConn takes over a descriptor.
-func NewConn(fd int) (*Conn, error) {
-	f := os.NewFile(uintptr(fd), "namespace")
-	defer f.Close() // FileConn has a duplicate
-	c, err := net.FileConn(f)
+// NewConn takes over the connection that this process was born with.
+func NewConn() (*Conn, error) {
+	conn, err := fdpass.ConnOf(ConnFD)
 	if err != nil {
 		return nil, err
 	}
-	conn, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, errors.New("no unix socket")
-	}
 	return &Conn{conn}, nil
+}
+
+// NewPair makes a connection to a process inside, and what that is to be born with.
+func NewPair() (*Conn, *os.File, error) {
+	conn, theirs, err := fdpass.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	return &Conn{conn}, theirs, nil
 }
 
 // Close ends the connection.
