@@ -98,8 +98,8 @@ var only = []struct {
 	{from: "internal/health", why: "it asks whoever starts it"},
 	{from: "internal/confine", why: "what a process gives up is between it and the kernel"},
 	{from: "internal/traffic", why: "it measures the product from outside"},
-	{from: "internal/lab/...", to: []string{"internal/lab/..."}, why: "it drives the product through its binaries"},
-	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic"}, why: "it drives the product through its binaries"},
+	{from: "internal/lab/...", to: []string{"internal/lab/...", "internal/userns"}, why: "it drives the product through its binaries (userns says what the kernel wants)"},
+	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic", "internal/userns"}, why: "it drives the product through its binaries"},
 }
 
 // importers lists who alone may import a package.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"vswitch/internal/lab"
+	"vswitch/internal/userns"
 )
 
 // timeout bounds everything but the waiting that Keep asks for.
@@ -51,7 +52,7 @@ func (cfg *Config) check() error {
 			return fmt.Errorf("demo: %w: run `make build` first", err)
 		}
 	}
-	return lab.CheckTun()
+	return userns.CheckTun()
 }
 
 func (cfg *Config) newLab() (*lab.Lab, error) {

@@ -12,8 +12,8 @@ import (
 	"syscall"
 	"testing"
 
-	"vswitch/internal/lab"
 	"vswitch/internal/lab/labtest"
+	"vswitch/internal/userns"
 )
 
 var lastLine = regexp.MustCompile(`\ndemo: (\d+) passed, 0 failed\n$`)
@@ -61,7 +61,7 @@ const ordinaryUser = 65534
 func asUser(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	labtest.NeedRoot(t) // to become one, and to open the TUN device to it
-	if _, err := os.Stat(lab.TunDevice); err != nil {
+	if _, err := os.Stat(userns.TunDevice); err != nil {
 		t.Skipf("no TUN device on this machine: %v", err)
 	}
 	bin := labtest.BinDir(t)

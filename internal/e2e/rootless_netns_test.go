@@ -22,6 +22,7 @@ import (
 
 	"vswitch/internal/lab"
 	"vswitch/internal/lab/labtest"
+	"vswitch/internal/userns"
 )
 
 // ordinaryUser is who runs commands in these tests: nobody.
@@ -44,7 +45,7 @@ func newUser(t *testing.T, grants string) *user {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if _, err := os.Stat(lab.TunDevice); err != nil {
+	if _, err := os.Stat(userns.TunDevice); err != nil {
 		t.Skipf("no TUN device on this machine: %v", err)
 	}
 	u := &user{dir: dir, binary: filepath.Join(dir, "vswitch")}

@@ -18,6 +18,7 @@ import (
 
 	"vswitch/internal/lab"
 	"vswitch/internal/lab/labtest"
+	"vswitch/internal/userns"
 )
 
 // talk sends a line from one namespace to another over TCP and back.
@@ -411,7 +412,7 @@ func userPart() int {
 func asUser(t *testing.T, mode uint32) (string, int) {
 	t.Helper()
 	labtest.NeedRoot(t)
-	if _, err := os.Stat(lab.TunDevice); err != nil {
+	if _, err := os.Stat(userns.TunDevice); err != nil {
 		t.Skipf("no TUN device on this machine: %v", err)
 	}
 	self, err := os.Executable()

@@ -6,12 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/userns"
 )
 
 // An ordinary user may own network namespaces after making a user namespace.
@@ -21,9 +21,6 @@ import (
 
 // insideEnv tells the second run that it is one.
 const insideEnv = "VSWITCH_LAB_INSIDE"
-
-// TunDevice is what the plugin opens to make a pod's device.
-const TunDevice = "/dev/net/tun"
 
 // Privileged reports whether labs can be built by this process: root, or the
 // second run that EnterUserNamespace started.
@@ -50,7 +47,7 @@ func EnterUserNamespace(network Network) (code int, second bool, err error) {
 	if InUserNamespace() {
 		return 0, true, privateRun()
 	}
-	if err := CheckTun(); err != nil {
+	if err := userns.CheckTun(); err != nil {
 		return 0, false, err
 	}
 	self, err := os.Executable()
@@ -77,7 +74,7 @@ func EnterUserNamespace(network Network) (code int, second bool, err error) {
 	defer signal.Stop(signals)
 
 	if err := c.Start(); err != nil {
-		return 0, false, fmt.Errorf("lab: make a user namespace: %w%s", err, userNamespaceHint())
+		return 0, false, fmt.Errorf("lab: make a user namespace: %w%s", err, userns.Hint())
 	}
 	done := make(chan error, 1)
 	go func() { done <- c.Wait() }()
@@ -109,42 +106,4 @@ func privateRun() error {
 		return fmt.Errorf("lab: mount a private /run: %w", err)
 	}
 	return nil
-}
-
-// userNamespaceHint names the setting that keeps user namespaces from ordinary
-// users, if one of the known ones does.
-func userNamespaceHint() string {
-	for _, s := range []struct{ key, forbids, allows string }{
-		{"kernel.unprivileged_userns_clone", "0", "1"},
-		{"user.max_user_namespaces", "0", "15000"},
-		{"kernel.apparmor_restrict_unprivileged_userns", "1", "0"},
-	} {
-		b, err := os.ReadFile(filepath.Join("/proc/sys", strings.ReplaceAll(s.key, ".", "/")))
-		if err == nil && strings.TrimSpace(string(b)) == s.forbids {
-			return fmt.Sprintf("\n%s is %s here, which forbids it: `sudo sysctl %s=%s` allows it, or run as root", s.key, s.forbids, s.key, s.allows)
-		}
-	}
-	return "\nuser namespaces may be forbidden here (in a container, by its seccomp profile): run as root"
-}
-
-// CheckTun reports whether this user can open the TUN device, and how to allow it.
-func CheckTun() error {
-	fd, err := unix.Open(TunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err == nil {
-		unix.Close(fd)
-		return nil
-	}
-	switch {
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return fmt.Errorf(`%s is closed to user %d: %w
-Pods' interfaces are TAP devices, so it must be open for reading and writing. To open it until the next boot:
-    sudo chmod 0666 %s
-and for good, as most distributions ship it:
-    echo 'KERNEL=="tun", MODE="0666"' | sudo tee /etc/udev/rules.d/50-tun.rules
-It gives no power over the host's network: a TAP device needs CAP_NET_ADMIN in its network namespace all the same`, TunDevice, os.Geteuid(), err, TunDevice)
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf(`%s is missing: %w
-Load the kernel's tun module (sudo modprobe tun); in a container, give it the device (--device %s)`, TunDevice, err, TunDevice)
-	}
-	return fmt.Errorf("%s: %w", TunDevice, err)
 }

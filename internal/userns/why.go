@@ -39,7 +39,7 @@ func CheckTun() error {
 	switch {
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return fmt.Errorf(`%s is closed to user %d: %w
-The interface inside is a TAP device, so it must be open for reading and writing. To open it until the next boot:
+Interfaces are TAP devices, so it must be open for reading and writing. To open it until the next boot:
     sudo chmod 0666 %s
 and for good, as most distributions ship it:
     echo 'KERNEL=="tun", MODE="0666"' | sudo tee /etc/udev/rules.d/50-tun.rules
