@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -145,6 +146,9 @@ func (m *Manager) Add(r Request) (Attachment, error) {
 	if err := r.validate(); err != nil {
 		return Attachment{}, err
 	}
+	// A runtime that fails next may take the namespace away before it is swept.
+	_, err := os.Lstat(r.Netns)
+	seen := err == nil
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -166,7 +170,7 @@ func (m *Manager) Add(r Request) (Attachment, error) {
 			Key: r.Key, Netns: r.Netns, Pod: r.Pod, Ports: r.Ports, Host: r.Host, Addrs: addrs, MAC: newMAC(),
 			MTUBytes: m.cfg.MTUBytes, Queues: m.cfg.Queues, State: Pending, Token: newToken(),
 		},
-		added: now, expires: now.Add(m.cfg.Timeout),
+		added: now, expires: now.Add(m.cfg.Timeout), seen: seen,
 	}
 	e.Port = portName(&e.Attachment)
 	m.byKey[r.Key] = e

@@ -454,35 +454,49 @@ func TestDeviceDied(t *testing.T) {
 }
 
 func TestNamespaceGoneWithoutDEL(t *testing.T) {
-	b := newBench(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := request("c1")
-	r.Netns = path
-	a, err := b.Add(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Attach(a.Token, tap.VNet, b.queueFDs(2)); err != nil {
-		t.Fatal(err)
-	}
-	b.attach("never-seen") // its path is in a mount namespace that we are not in
-	b.Sweep(time.Now())
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	b.Sweep(time.Now())
-	if got := b.state("c1"); got != "attached" {
-		t.Fatalf("missed once: %s", got)
-	}
-	b.Sweep(time.Now())
-	if got := b.state("c1"); got != "gone" {
-		t.Errorf("missed twice: %s", got)
-	}
-	if got := b.state("never-seen"); got != "attached" {
-		t.Errorf("the one whose path was never seen: %s", got)
+	for _, tt := range []struct{ name, seen string }{
+		{"there at ADD and gone before anybody looked again", "at ADD"},
+		{"seen later, and gone", "by a sweep"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			r := request("c1")
+			r.Netns = filepath.Join(t.TempDir(), "ns")
+			appears := func() {
+				if err := os.WriteFile(r.Netns, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.seen == "at ADD" {
+				appears()
+			}
+			a, err := b.Add(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Attach(a.Token, tap.VNet, b.queueFDs(2)); err != nil {
+				t.Fatal(err)
+			}
+			b.attach("never-seen") // its path is in a mount namespace that we are not in
+			if tt.seen == "by a sweep" {
+				appears()
+				b.Sweep(time.Now())
+			}
+			if err := os.Remove(r.Netns); err != nil {
+				t.Fatal(err)
+			}
+			b.Sweep(time.Now())
+			if got := b.state("c1"); got != "attached" {
+				t.Fatalf("missed once: %s", got)
+			}
+			b.Sweep(time.Now())
+			if got := b.state("c1"); got != "gone" {
+				t.Errorf("missed twice: %s", got)
+			}
+			if got := b.state("never-seen"); got != "attached" {
+				t.Errorf("the one whose path was never seen: %s", got)
+			}
+		})
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 //
 // An open TAP pins its namespace (the descriptor holds a reference,
 // drivers/net/tun.c), so a vanished pod's device never reports an error: only the
-// namespace's path tells. A path counts as gone when this process has seen it
-// before and missed it twice: a daemon in another mount namespace may see none of
+// namespace's path tells. A path counts as gone when this process has seen it, at ADD
+// or later, and missed it twice: a daemon in another mount namespace may see none of
 // them, and a runtime may bind one anew. Call it every few seconds.
 func (m *Manager) Sweep(now time.Time) {
 	for _, k := range m.gone() {
