@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "vswitch/control/api/v1"
+	"vswitch/internal/account"
 	"vswitch/internal/cniinstall"
 )
 
@@ -22,8 +23,9 @@ type cniOptions struct {
 
 func (o *cniOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.BinDir, "bin-dir", cniinstall.DefaultBinDir, "`DIR` in which the container runtime looks for plugins")
-	f.StringVar(&o.ConfDir, "conf-dir", cniinstall.DefaultConfDir, "`DIR` in which it looks for network configurations")
+	binDir, confDir := account.Own().CNIDirs()
+	f.StringVar(&o.BinDir, "bin-dir", binDir, "`DIR` in which the container runtime looks for plugins")
+	f.StringVar(&o.ConfDir, "conf-dir", confDir, "`DIR` in which it looks for network configurations")
 	f.StringVar(&o.File, "conf-file", cniinstall.DefaultFile, "`NAME` of the configuration's file: runtimes take the first by name")
 }
 
@@ -33,6 +35,7 @@ func (o *cniOptions) addInstallFlags(cmd *cobra.Command) {
 	o.daemon.addFlag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.Network, "network", cniinstall.DefaultNetwork, "`NAME` of the network")
+	f.BoolVar(&o.HostPorts, "host-ports", os.Geteuid() == 0, "the daemon opens the ports that containers publish, and not their engine; an ordinary user's podman does so itself")
 	f.StringVar(&o.Plugin, "plugin", "", "`FILE` with the plugin (default: vswitch-cni beside this program)")
 }
 

@@ -113,3 +113,21 @@ func (a Account) StateDir() (string, error) {
 	}
 	return filepath.Join(home, ".local", "state"), nil
 }
+
+// CNIDirs are where this user's container engine finds CNI plugins and network
+// configurations: the system's, or for an ordinary user podman's directory of
+// configurations, and one of plugins that podman is to be told (cni_plugin_dirs in
+// containers.conf(5)).
+func (a Account) CNIDirs() (plugins, configurations string) {
+	const systemPlugins, etc = "/opt/cni/bin", "/etc"
+	if !a.Root && (!a.inner || !a.writable(etc)) {
+		if home, err := a.home(); err == nil {
+			config := filepath.Join(home, ".config")
+			if dir := a.env("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
+				config = dir
+			}
+			return filepath.Join(home, ".local/lib/cni"), filepath.Join(config, "cni/net.d")
+		}
+	}
+	return systemPlugins, filepath.Join(etc, "cni/net.d")
+}

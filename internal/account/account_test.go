@@ -84,11 +84,41 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
+func TestWhereAContainerEngineLooks(t *testing.T) {
+	for _, tt := range []struct {
+		name                   string
+		account                Account
+		config                 string // $XDG_CONFIG_HOME
+		writable               []string
+		plugins, configuration string
+	}{
+		{"root", Account{Root: true}, "/root/config", []string{"/etc"}, "/opt/cni/bin", "/etc/cni/net.d"},
+		{"a user", Account{UID: 1000}, "", nil, "/home/u/.local/lib/cni", "/home/u/.config/cni/net.d"},
+		{"a user who says where", Account{UID: 1000}, "/srv/config", nil, "/home/u/.local/lib/cni", "/srv/config/cni/net.d"},
+		{"a user who says nonsense", Account{UID: 1000}, "config", nil, "/home/u/.local/lib/cni", "/home/u/.config/cni/net.d"},
+		{"root of a user's namespace", Account{UID: 1000, inner: true}, "", nil, "/home/u/.local/lib/cni", "/home/u/.config/cni/net.d"},
+		{"root of a container", Account{UID: 1000, inner: true}, "", []string{"/etc"}, "/opt/cni/bin", "/etc/cni/net.d"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := tt.account
+			a.env = func(k string) string { return map[string]string{"XDG_CONFIG_HOME": tt.config}[k] }
+			a.writable = func(dir string) bool { return slices.Contains(tt.writable, dir) }
+			a.home = func() (string, error) { return "/home/u", nil }
+			if plugins, configuration := a.CNIDirs(); plugins != tt.plugins || configuration != tt.configuration {
+				t.Errorf("%q, %q; want %q, %q", plugins, configuration, tt.plugins, tt.configuration)
+			}
+		})
+	}
+}
+
 func TestNoHome(t *testing.T) {
 	a := Account{UID: 1000, env: func(string) string { return "" }, writable: func(string) bool { return false },
 		home: func() (string, error) { return "", errors.New("$HOME is not defined") }}
 	if _, err := a.StateDir(); err == nil || !strings.Contains(err.Error(), "$HOME is not defined") {
 		t.Errorf("got %v", err)
+	}
+	if plugins, configuration := a.CNIDirs(); plugins != "/opt/cni/bin" || configuration != "/etc/cni/net.d" {
+		t.Errorf("%q, %q: want the system's", plugins, configuration)
 	}
 }
 

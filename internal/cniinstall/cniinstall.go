@@ -20,10 +20,8 @@ import (
 	"vswitch/control/statefile"
 )
 
-// Where runtimes look unless told otherwise, and the names there.
+// Names in the directories where runtimes look.
 const (
-	DefaultBinDir  = "/opt/cni/bin"
-	DefaultConfDir = "/etc/cni/net.d"
 	// DefaultFile sorts behind 00-multus.conf, which takes the next one for the
 	// cluster's own network, and ahead of what distributions install (87-podman).
 	DefaultFile = "10-vswitch.conflist"
@@ -32,7 +30,7 @@ const (
 	pluginName     = "vswitch-cni"
 )
 
-// Config says what is installed where. Every field is required.
+// Config says what is installed where. Every string is required.
 type Config struct {
 	BinDir  string // of plugins
 	ConfDir string // of network configurations
@@ -40,6 +38,9 @@ type Config struct {
 	Network string // name of the network
 	Plugin  string // path of the plugin to install
 	Socket  string // of the daemon, as the plugin is to find it
+	// HostPorts has the plugin ask the daemon for the ports that containers publish: not
+	// where the container engine opens them itself, as an ordinary user's podman does.
+	HostPorts bool
 }
 
 // Result is what Install did and found.
@@ -86,7 +87,11 @@ func (c *Config) Conflist() ([]byte, error) {
 	type plugin struct {
 		Type         string          `json:"type"`
 		Socket       string          `json:"socket"`
-		Capabilities map[string]bool `json:"capabilities"`
+		Capabilities map[string]bool `json:"capabilities,omitempty"`
+	}
+	var capabilities map[string]bool
+	if c.HostPorts {
+		capabilities = map[string]bool{"portMappings": true}
 	}
 	text, err := json.MarshalIndent(struct {
 		CNIVersion  string   `json:"cniVersion"`
@@ -95,7 +100,7 @@ func (c *Config) Conflist() ([]byte, error) {
 		Plugins     []plugin `json:"plugins"`
 	}{
 		CNIVersion: "1.0.0", CNIVersions: []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}, Name: c.Network,
-		Plugins: []plugin{{Type: pluginName, Socket: c.Socket, Capabilities: map[string]bool{"portMappings": true}}},
+		Plugins: []plugin{{Type: pluginName, Socket: c.Socket, Capabilities: capabilities}},
 	}, "", "  ")
 	return append(text, '\n'), err
 }

@@ -19,7 +19,7 @@ func config(t *testing.T) Config {
 	}
 	return Config{
 		BinDir: filepath.Join(dir, "opt/cni/bin"), ConfDir: filepath.Join(dir, "etc/cni/net.d"),
-		File: DefaultFile, Network: DefaultNetwork, Plugin: plugin, Socket: "/run/vswitch/vswitch.sock",
+		File: DefaultFile, Network: DefaultNetwork, Plugin: plugin, Socket: "/run/vswitch/vswitch.sock", HostPorts: true,
 	}
 }
 
@@ -30,6 +30,15 @@ func install(t *testing.T, c Config) Result {
 		t.Fatal(err)
 	}
 	return r
+}
+
+func TestAnEngineThatOpensPortsItselfIsNotAskedForThem(t *testing.T) {
+	c := config(t)
+	c.HostPorts = false
+	text, err := c.Conflist()
+	if err != nil || strings.Contains(string(text), "capabilities") {
+		t.Errorf("%v: %s", err, text)
+	}
 }
 
 func TestInstalledIsWhatARuntimeTakes(t *testing.T) {
