@@ -275,10 +275,14 @@ func (s *Switch) withdraw(p *port) {
 }
 
 // RemovePort closes a port and its queues. When it returns, no frame enters or
-// leaves by it. Routes to it are the caller's to remove first.
+// leaves by it. Routes to it are the caller's to remove first. A switch that is closed
+// has removed all.
 func (s *Switch) RemovePort(id uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
 	ports := *s.ports.Load()
 	if int(id) >= len(ports) || ports[id] == nil {
 		return fmt.Errorf("vswitch: remove port %d: no such port", id)

@@ -222,11 +222,15 @@ func TestCloseLeavesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := sw.AddPort(vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: "t", MTUBytes: 1500, Queues: newQueues(t, 3)}); err != nil {
+		id, err := sw.AddPort(vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: "t", MTUBytes: 1500, Queues: newQueues(t, 3)})
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(sw.Close(), sw.Close(), flows.Close()); err != nil {
 			t.Fatal(err)
+		}
+		if err := sw.RemovePort(id); err != nil {
+			t.Errorf("a port that was closed with its switch is not gone: %v", err)
 		}
 		if _, err := sw.AddPort(vswitch.PortConfig{Kind: vswitch.PortTunnel, Name: "u", MTUBytes: 1500, Queues: newQueues(t, 3)}); err == nil {
 			t.Error("a port was added to a closed switch")
