@@ -141,7 +141,7 @@ func (l *limited) testDisk(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("filled the disk: %v", err)
 	}
-	l.add(t, "no-room", "no space left on device")
+	l.add(t, "no-room", "no space left on device (CNI code 11)") // to be tried again later
 	l.goesOn(t, "the disk is full")
 	l.kill(t)
 	l.goesOn(t, "killed while the disk is full")

@@ -305,10 +305,12 @@ func TestErrorsBecomeTheCodesOfTheProto(t *testing.T) {
 		{fmt.Errorf("x: %w", attach.ErrNotFound), codes.NotFound},
 		{fmt.Errorf("x: %w", attach.ErrNotReady), codes.FailedPrecondition},
 		{fmt.Errorf("x: %w", ipam.ErrExhausted), codes.ResourceExhausted},
+		{&os.PathError{Op: "write", Path: "leases.json", Err: syscall.ENOSPC}, codes.ResourceExhausted},
+		{fmt.Errorf("x: %w", syscall.EMFILE), codes.ResourceExhausted},
 		{fmt.Errorf("x: %w", control.ErrUnavailable), codes.Unavailable},
 		{&control.ConflictError{What: "clusterIP 10.96.0.10", Holder: "Service kube-system/dns"}, codes.FailedPrecondition},
 		{&control.InvalidError{Reason: "bad"}, codes.InvalidArgument},
-		{errors.New("disk full"), codes.Internal},
+		{errors.New("out of order"), codes.Internal},
 	}
 	b := newBench(t)
 	for _, tt := range tests {

@@ -3,7 +3,9 @@ package nodeapi
 import (
 	"context"
 	"errors"
+	"syscall"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -36,7 +38,7 @@ func codeOf(err error) codes.Code {
 		return codes.AlreadyExists
 	case errors.Is(err, attach.ErrNotFound), errors.Is(err, control.ErrNotFound):
 		return codes.NotFound
-	case errors.Is(err, ipam.ErrExhausted):
+	case errors.Is(err, ipam.ErrExhausted), isFull(err):
 		return codes.ResourceExhausted
 	case errors.Is(err, attach.ErrNotReady), errors.Is(err, attach.ErrPortUsed), errors.As(err, &conflict):
 		return codes.FailedPrecondition
@@ -46,6 +48,17 @@ func codeOf(err error) codes.Code {
 		return codes.Canceled
 	}
 	return codes.Internal
+}
+
+// isFull reports whether something of the machine's is used up that others may give back:
+// room on a disk or of a user's on it, descriptors, memory.
+func isFull(err error) bool {
+	for _, full := range []syscall.Errno{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, full) {
+			return true
+		}
+	}
+	return false
 }
 
 func internal(err error) error { return status.Error(codes.Internal, err.Error()) }

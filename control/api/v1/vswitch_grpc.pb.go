@@ -60,7 +60,7 @@ type NodeClient interface {
 	//
 	// ALREADY_EXISTS: the attachment exists, pending or not; DelPod comes first.
 	// INVALID_ARGUMENT: a field is missing or malformed; nothing was leased.
-	// RESOURCE_EXHAUSTED: no address is free. FAILED_PRECONDITION: the node has no
+	// RESOURCE_EXHAUSTED: no address is free, or no room on the disk. FAILED_PRECONDITION: the node has no
 	// pod CIDR yet, or is not ready for pods otherwise.
 	AddPod(ctx context.Context, in *AddPodRequest, opts ...grpc.CallOption) (*AddPodReply, error)
 	// DelPod removes an attachment and frees its addresses. It succeeds when there
@@ -267,7 +267,7 @@ type NodeServer interface {
 	//
 	// ALREADY_EXISTS: the attachment exists, pending or not; DelPod comes first.
 	// INVALID_ARGUMENT: a field is missing or malformed; nothing was leased.
-	// RESOURCE_EXHAUSTED: no address is free. FAILED_PRECONDITION: the node has no
+	// RESOURCE_EXHAUSTED: no address is free, or no room on the disk. FAILED_PRECONDITION: the node has no
 	// pod CIDR yet, or is not ready for pods otherwise.
 	AddPod(context.Context, *AddPodRequest) (*AddPodReply, error)
 	// DelPod removes an attachment and frees its addresses. It succeeds when there
