@@ -12,6 +12,11 @@
 // boot: no pod survives one, and a DEL that never came must not leak an address
 // for longer.
 //
+// The file is behind what it tells of: Flush writes it every few seconds, and nobody
+// waits for it. That is enough, since whoever leases keeps records of its holders
+// that are ahead of a crash. It holds what those say (Hold) before it leases again, and
+// releases who is not among them. What a crash can take is only whose turn it is.
+//
 // The pool does not know pods or containers; a holder is a name its user chose.
 package ipam
 
@@ -45,8 +50,7 @@ type Config struct {
 	Log    *slog.Logger   // nil: slog.Default()
 }
 
-// Pool leases addresses. Its methods may be called from any goroutine; each
-// returns once what it did is on disk.
+// Pool leases addresses. Its methods may be called from any goroutine.
 type Pool struct {
 	cidrs []netip.Prefix
 	limit uint64 // numbers are firstHost <= n < limit
@@ -58,6 +62,7 @@ type Pool struct {
 	used   map[uint64]string
 	last   uint64                  // the number leased last: the next search starts after it
 	alien  map[string][]netip.Addr // leases from CIDRs the node had before, kept until released
+	ahead  bool                    // of the file
 }
 
 // state is the file.
@@ -154,14 +159,8 @@ func (p *Pool) Lease(holder string) ([]netip.Addr, error) {
 	if !ok {
 		return nil, fmt.Errorf("ipam: %w: all %d of %v are leased", ErrExhausted, p.limit-firstHost, p.cidrs)
 	}
-	before := p.last
 	p.holder[holder], p.used[n], p.last = n, holder, n
-	if err := p.write(); err != nil {
-		delete(p.holder, holder)
-		delete(p.used, n)
-		p.last = before
-		return nil, err
-	}
+	p.ahead = true
 	return addrsAt(p.cidrs, n), nil
 }
 
@@ -206,13 +205,15 @@ func (p *Pool) Hold(holder string, addrs []netip.Addr) error {
 	n, ok := p.number(addrs)
 	if !ok {
 		p.alien[holder] = slices.Clone(addrs)
-		return p.write()
+		p.ahead = true
+		return nil
 	}
 	if other := p.used[n]; other != "" {
 		return fmt.Errorf("ipam: %v are held by %s", addrs, other)
 	}
 	p.holder[holder], p.used[n] = n, holder
-	return p.write()
+	p.ahead = true
+	return nil
 }
 
 // number is the host number of addrs if they are a whole lease of today's CIDRs.
@@ -228,18 +229,18 @@ func (p *Pool) number(addrs []netip.Addr) (uint64, bool) {
 }
 
 // Release frees what the holder has; to have nothing is no error.
-func (p *Pool) Release(holder string) error {
+func (p *Pool) Release(holder string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, ok := p.addrsOf(holder); !ok {
-		return nil
+		return
 	}
 	if n, ok := p.holder[holder]; ok {
 		delete(p.holder, holder)
 		delete(p.used, n)
 	}
 	delete(p.alien, holder)
-	return p.write()
+	p.ahead = true
 }
 
 // Addrs returns what the holder has.
@@ -273,7 +274,17 @@ func (p *Pool) Free() int {
 	return int(p.limit-firstHost) - len(p.used)
 }
 
-// Save writes the file, which every change does by itself: for when it has gone.
+// Flush writes the file if something changed since it was written.
+func (p *Pool) Flush() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ahead {
+		return nil
+	}
+	return p.write()
+}
+
+// Save writes the file though nothing changed: for when it has gone.
 func (p *Pool) Save() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -285,6 +296,7 @@ func (p *Pool) write() error {
 	if err := p.file.Write(s); err != nil {
 		return fmt.Errorf("ipam: %w", err)
 	}
+	p.ahead = false
 	return nil
 }
 

@@ -39,6 +39,13 @@ func lease(t testing.TB, p *Pool, holder string) string {
 	return fmt.Sprint(addrs)
 }
 
+func flush(t testing.TB, p *Pool) {
+	t.Helper()
+	if err := p.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestBothFamiliesShareAHostNumber(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "ipam.json"), "boot", "192.0.2.0/24", "2001:db8:0:1::/64")
 	if got, want := lease(t, p, "a"), "[192.0.2.2 2001:db8:0:1::2]"; got != want {
@@ -68,9 +75,7 @@ func TestExhaustionIsCleanAndEndsWithARelease(t *testing.T) {
 	if p.Free() != 0 {
 		t.Errorf("free %d, want 0", p.Free())
 	}
-	if err := p.Release("3"); err != nil {
-		t.Fatal(err)
-	}
+	p.Release("3")
 	if got := lease(t, p, "more"); got != "[192.0.2.5]" {
 		t.Errorf("lease %s, want the one released", got)
 	}
@@ -82,10 +87,9 @@ func TestAReleasedAddressRestsUntilTheOthersHadTheirTurn(t *testing.T) {
 	var got []string
 	for i := range 6 {
 		got = append(got, lease(t, p, "pod"))
-		if err := p.Release("pod"); err != nil {
-			t.Fatal(err)
-		}
+		p.Release("pod")
 		if i == 2 { // a restart does not forget whose turn it is, nor does a boot
+			flush(t, p)
 			p = open(t, path, "another boot", "192.0.2.0/29")
 		}
 	}
@@ -97,9 +101,11 @@ func TestAReleasedAddressRestsUntilTheOthersHadTheirTurn(t *testing.T) {
 
 func TestLeasesLastForTheBoot(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ipam.json")
-	was := lease(t, open(t, path, "boot 1", "192.0.2.0/24"), "a")
-
 	p := open(t, path, "boot 1", "192.0.2.0/24")
+	was := lease(t, p, "a")
+	flush(t, p)
+
+	p = open(t, path, "boot 1", "192.0.2.0/24")
 	if got := lease(t, p, "a"); got != was {
 		t.Errorf("after a restart %s, want %s", got, was)
 	}
@@ -112,21 +118,22 @@ func TestLeasesLastForTheBoot(t *testing.T) {
 // A node that got other CIDRs keeps what its running pods have, apart.
 func TestLeasesOfFormerCIDRsStayUntilReleased(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ipam.json")
-	lease(t, open(t, path, "boot", "192.0.2.0/24"), "old")
+	p := open(t, path, "boot", "192.0.2.0/24")
+	lease(t, p, "old")
+	flush(t, p)
 
 	for range 2 { // and over one more restart
-		p := open(t, path, "boot", "198.51.100.0/24")
+		p = open(t, path, "boot", "198.51.100.0/24")
 		if got := lease(t, p, "old"); got != "[192.0.2.2]" {
 			t.Errorf("lease of a running pod %s, want [192.0.2.2]", got)
 		}
+		flush(t, p)
 	}
-	p := open(t, path, "boot", "198.51.100.0/24")
+	p = open(t, path, "boot", "198.51.100.0/24")
 	if got := lease(t, p, "new"); got != "[198.51.100.2]" {
 		t.Errorf("new lease %s, want [198.51.100.2]", got)
 	}
-	if err := p.Release("old"); err != nil {
-		t.Fatal(err)
-	}
+	p.Release("old")
 	if h := p.Holders(); !slices.Equal(h, []string{"new"}) {
 		t.Errorf("holders %v, want [new]", h)
 	}
@@ -145,11 +152,13 @@ func TestHalfALeaseBlocksItsNumber(t *testing.T) {
 
 func TestDamagedFileIsSetAsideAndRunningPodsCanBeHeld(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ipam.json")
-	lease(t, open(t, path, "boot", "192.0.2.0/24"), "a")
+	p := open(t, path, "boot", "192.0.2.0/24")
+	lease(t, p, "a")
+	flush(t, p)
 	if err := os.Truncate(path, 20); err != nil {
 		t.Fatal(err)
 	}
-	p := open(t, path, "boot", "192.0.2.0/24")
+	p = open(t, path, "boot", "192.0.2.0/24")
 	if _, err := os.Stat(path + ".damaged"); err != nil {
 		t.Errorf("the damaged file was not kept: %v", err)
 	}
@@ -165,17 +174,30 @@ func TestDamagedFileIsSetAsideAndRunningPodsCanBeHeld(t *testing.T) {
 	}
 }
 
-func TestLeaseThatCannotBeWrittenIsNotMade(t *testing.T) {
+func TestWhatCannotBeWrittenIsWrittenLater(t *testing.T) {
 	dir := t.TempDir()
-	p := open(t, filepath.Join(dir, "ipam.json"), "boot", "192.0.2.0/24")
-	if err := os.Mkdir(filepath.Join(dir, "ipam.json.new"), 0o700); err != nil {
+	path, obstacle := filepath.Join(dir, "ipam.json"), filepath.Join(dir, "ipam.json.new")
+	p := open(t, path, "boot", "192.0.2.0/24")
+	lease(t, p, "a")
+	if err := os.Mkdir(obstacle, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Lease("a"); err == nil {
-		t.Fatal("lease without a file succeeded")
+	if err := p.Flush(); err == nil {
+		t.Fatal("written without a file")
 	}
-	if h := p.Holders(); len(h) != 0 {
-		t.Errorf("holders %v after a failed lease, want none", h)
+	if err := os.Remove(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, p)
+	if h := open(t, path, "boot", "192.0.2.0/24").Holders(); !slices.Equal(h, []string{"a"}) {
+		t.Errorf("holders %v, want [a]", h)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, p)
+	if _, err := os.Stat(path); err == nil {
+		t.Error("written though nothing changed")
 	}
 }
 
@@ -249,15 +271,16 @@ func TestPoolAgainstModel(t *testing.T) {
 				}
 				model[holder] = addrs[0]
 			case "release":
-				if err := p.Release(holder); err != nil {
-					t.Fatal(err)
-				}
+				p.Release(holder)
 				delete(model, holder)
 			case "boot":
 				boot++
 				clear(model)
 				fallthrough
 			case "restart":
+				if err := p.Flush(); err != nil {
+					t.Fatal(err)
+				}
 				if p, err = Open(Config{Path: path, BootID: fmt.Sprint(boot), CIDRs: prefixes("192.0.2.0/29", "2001:db8::/64")}); err != nil {
 					t.Fatal(err)
 				}

@@ -126,7 +126,7 @@ type Leases interface {
 	// another holds one.
 	Hold(holder string, addrs []netip.Addr) error
 	// Release frees what the holder has; to have nothing is no error.
-	Release(holder string) error
+	Release(holder string)
 	// Holders lists who has a lease.
 	Holders() []string
 }

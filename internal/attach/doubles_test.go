@@ -21,10 +21,9 @@ import (
 
 // leases hands out 10.244.0.2, .3 and so on.
 type leases struct {
-	held   map[string][]netip.Addr
-	free   int
-	next   byte
-	refuse string // a holder whose release fails
+	held map[string][]netip.Addr
+	free int
+	next byte
 }
 
 func (l *leases) Lease(holder string) ([]netip.Addr, error) {
@@ -49,15 +48,11 @@ func (l *leases) Hold(holder string, addrs []netip.Addr) error {
 	return nil
 }
 
-func (l *leases) Release(holder string) error {
-	if l.refuse != "" && holder == l.refuse {
-		return errors.New("disk full")
-	}
+func (l *leases) Release(holder string) {
 	if l.held[holder] != nil {
 		delete(l.held, holder)
 		l.free++
 	}
-	return nil
 }
 
 func (l *leases) Holders() []string { return slices.Sorted(maps.Keys(l.held)) }

@@ -90,26 +90,21 @@ func New(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
-// Serve lets Add lease from l from now on, after both have been made to agree. A
-// lease of nobody known is freed: a daemon killed between lease and record leaves
-// one. An attachment whose addresses another has is dropped.
+// Serve lets Add lease from l from now on, once l agrees with the records, which are what
+// counts: l may lack what happened just before a daemon was killed, and have what was
+// undone. An attachment whose addresses another has is dropped.
 func (m *Manager) Serve(l Leases) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.leases = l
-	known := map[string]bool{}
+	for _, h := range l.Holders() {
+		l.Release(h)
+	}
 	var errs []error
 	for _, e := range m.byKey {
-		h := holder(e.Key)
-		known[h] = true
-		if err := l.Hold(h, e.Addrs); err != nil {
+		if err := l.Hold(holder(e.Key), e.Addrs); err != nil {
 			m.cfg.Log.Error("pod's addresses are another's", "pod", e.podName(), "addr", e.Addrs, "err", err)
 			errs = append(errs, m.remove(e))
-		}
-	}
-	for _, h := range l.Holders() {
-		if !known[h] {
-			errs = append(errs, l.Release(h))
 		}
 	}
 	return errors.Join(errs...)
@@ -206,9 +201,7 @@ func (m *Manager) remove(e *entry) error {
 	recorded := e.State != Pending
 	err := m.detach(e)
 	if m.leases != nil { // without: Serve frees what nobody holds
-		if e := m.leases.Release(holder(e.Key)); e != nil {
-			return errors.Join(err, e) // the record stays, so that the next attempt frees it
-		}
+		m.leases.Release(holder(e.Key))
 	}
 	delete(m.byKey, e.Key)
 	m.cfg.Log.Info("pod removed", "pod", e.podName(), "addr", e.Addrs)

@@ -35,6 +35,9 @@ import (
 const (
 	// sweepInterval is how often attachments are looked at for what only time tells.
 	sweepInterval = 10 * time.Second
+	// leasesInterval is how far their file is behind at most: what a crash takes of it
+	// is whose turn it is (control/ipam).
+	leasesInterval = time.Second
 	// expiryInterval is how often a share of the flow table is looked through. A
 	// wake-up costs an idle node more than the look.
 	expiryInterval = time.Second
@@ -445,12 +448,23 @@ func (n *node) servePods() error {
 func (n *node) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
+	leases := time.NewTicker(leasesInterval)
+	defer leases.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			n.flushLeases()
 			return nil
 		case now := <-tick.C:
 			n.attachments.Sweep(now)
+		case <-leases.C:
+			n.flushLeases()
 		}
+	}
+}
+
+func (n *node) flushLeases() {
+	if err := n.pool.Flush(); err != nil {
+		n.log.Warn("leases not written; trying again", "err", err)
 	}
 }

@@ -42,6 +42,10 @@ func TestDeletedFilesComeBack(t *testing.T) {
 		_, err := os.Stat(filepath.Join(cfg.StateDir, snapshotFile))
 		return err == nil
 	})
+	eventually(t, "the leases are written", func() bool {
+		b, _ := os.ReadFile(filepath.Join(cfg.StateDir, leasesFile))
+		return bytes.Contains(b, []byte("c1"))
+	})
 	stays := c // its connection is not to be touched
 	remove := func(paths ...string) error {
 		var errs []error
