@@ -1,10 +1,13 @@
 package deploy
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -73,6 +76,56 @@ func TestUnitsAreWhatSystemdTakes(t *testing.T) {
 func TestTheConfigurationOfThePackageSaysNothing(t *testing.T) {
 	if s := strings.TrimSpace(stripComments(string(readFile(t, "package/config.yaml")))); s != "" {
 		t.Errorf("%q", s)
+	}
+}
+
+// What the units put on the host goes with the package, and the node's state when it
+// is purged. The scripts run in a root of their own, without systemd.
+func TestWhatARemovedPackageLeaves(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("changes the root directory of a process: run as root")
+	}
+	shell, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skipf("%v: needs Debian's busybox-static", err)
+	}
+	root := t.TempDir()
+	const conflist, other, state, socket = "etc/cni/net.d/10-vswitch.conflist", "etc/cni/net.d/20-other.conflist", "var/lib/vswitch/claim.json", "run/vswitch/flows"
+	for name, text := range map[string][]byte{
+		"bin/busybox": shell, "bin/sh": shell, "bin/rm": shell, conflist: nil, other: nil, state: nil, socket: nil,
+		"preremove": readFile(t, "package/preremove.sh"), "postremove": readFile(t, "package/postremove.sh"),
+	} {
+		at := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, text, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		script, why string
+		left        []string
+	}{
+		{"preremove", "upgrade", []string{conflist, other, state, socket}},
+		{"postremove", "upgrade", []string{conflist, other, state, socket}},
+		{"preremove", "failed-upgrade", []string{conflist, other, state, socket}},
+		{"preremove", "remove", []string{other, state, socket}},
+		{"postremove", "remove", []string{other, state, socket}},
+		{"postremove", "purge", []string{other}},
+	} {
+		c := exec.Command("/bin/sh", "/"+step.script, step.why)
+		c.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+		c.Dir, c.Env = "/", []string{"PATH=/bin"}
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%s %s: %v: %s", step.script, step.why, err, out)
+		}
+		var left []string
+		for _, name := range []string{conflist, other, state, socket} {
+			if _, err := os.Stat(filepath.Join(root, name)); err == nil {
+				left = append(left, name)
+			}
+		}
+		if !slices.Equal(left, step.left) {
+			t.Errorf("after %s %s: %q are left, want %q", step.script, step.why, left, step.left)
+		}
 	}
 }
 
