@@ -116,7 +116,7 @@ func spawn(executable string, command []string, c *Config) (*process, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	log, err := openLog(filepath.Join(c.Dir, "store.log"))
+	log, err := openLog(logPath(c.Dir))
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -138,18 +138,6 @@ func spawn(executable string, command []string, c *Config) (*process, error) {
 		_ = cmd.Wait() // how it ended is in its log
 	}()
 	return p, nil
-}
-
-// logBytes is how much log is kept; the one before is kept as well.
-const logBytes = 8 << 20
-
-func openLog(path string) (*os.File, error) {
-	if info, err := os.Stat(path); err == nil && info.Size() > logBytes {
-		if err := os.Rename(path, path+".1"); err != nil {
-			return nil, err
-		}
-	}
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 }
 
 // stopTimeout is how long a store may take to close its files before it is killed.

@@ -160,8 +160,9 @@ const clientPing = 5 * time.Second
 // quotaBytes is how large the store may grow. An object is about a kilobyte.
 const quotaBytes = 4 << 30
 
-// Serve runs the store until ctx ends. Its log, warnings and worse, goes to w. It
-// refuses a directory another store serves.
+// Serve runs the store until ctx ends. Its log, warnings and worse, goes to w, which is
+// kept from growing for ever where it is the log in c.Dir. It refuses a directory another
+// store serves.
 func Serve(ctx context.Context, c Config, w io.Writer) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -174,7 +175,7 @@ func Serve(ctx context.Context, c Config, w io.Writer) error {
 	if err := writeSelf(&c); err != nil {
 		return err
 	}
-	ec, err := c.etcd(ctx, w)
+	ec, err := c.etcd(ctx, &boundedLog{to: w, path: logPath(c.Dir), most: logBytes})
 	if err != nil {
 		return err
 	}
@@ -197,7 +198,7 @@ func Serve(ctx context.Context, c Config, w io.Writer) error {
 }
 
 // etcd is the configuration of etcd's server, which ends its streams when ctx does.
-func (c *Config) etcd(ctx context.Context, w io.Writer) (*embed.Config, error) {
+func (c *Config) etcd(ctx context.Context, log io.Writer) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	ec.Name = "vswitch"
 	ec.Dir = filepath.Join(c.Dir, "data")
@@ -206,7 +207,7 @@ func (c *Config) etcd(ctx context.Context, w io.Writer) (*embed.Config, error) {
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, "10m"
 	ec.LogLevel = "warn"
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapcore.NewCore(
-		zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(w), zap.WarnLevel)))
+		zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(log), zap.WarnLevel)))
 
 	// A node that vanished, or goes on from another address, leaves connections that the
 	// store would wait for when it stops.

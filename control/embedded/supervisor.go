@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,7 +92,7 @@ func (s *Supervisor) why() string {
 	case s.lastErr != nil:
 		return ": " + s.lastErr.Error()
 	case s.restarts > 0:
-		return fmt.Sprintf("; it ended %d times; its log ends: %s", s.restarts, lastLine(filepath.Join(s.cfg.Store.Dir, "store.log")))
+		return fmt.Sprintf("; it ended %d times; its log ends: %s", s.restarts, lastLine(logPath(s.cfg.Store.Dir)))
 	}
 	return ""
 }
@@ -143,7 +141,7 @@ func (s *Supervisor) run(ctx context.Context) {
 			wait = backoffMin
 		}
 		s.log.Warn("store ended; starting it again", "wait", wait, "err", err,
-			"log", lastLine(filepath.Join(s.cfg.Store.Dir, "store.log")))
+			"log", lastLine(logPath(s.cfg.Store.Dir)))
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -192,21 +190,4 @@ func (s *Supervisor) once(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// lastLine is the end of a log, for a message.
-func lastLine(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	const tailBytes = 2048
-	if info, err := f.Stat(); err == nil && info.Size() > tailBytes {
-		_, _ = f.Seek(-tailBytes, 2)
-	}
-	buf := make([]byte, tailBytes)
-	n, _ := f.Read(buf)
-	lines := strings.Split(strings.TrimSpace(string(buf[:n])), "\n")
-	return lines[len(lines)-1]
 }
