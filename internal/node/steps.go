@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
 	"net"
 	"net/netip"
@@ -21,7 +20,6 @@ import (
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/control/ipam"
 	"vswitch/control/snapshot"
-	"vswitch/control/statefile"
 	"vswitch/internal/attach"
 	"vswitch/internal/fdpass"
 	"vswitch/internal/nodeapi"
@@ -32,23 +30,8 @@ import (
 	"vswitch/vswitch/gateway"
 )
 
-const (
-	// sweepInterval is how often attachments are looked at for what only time tells.
-	sweepInterval = 10 * time.Second
-	// leasesInterval is how far their file is behind at most: what a crash takes of it
-	// is whose turn it is (control/ipam).
-	leasesInterval = time.Second
-	// expiryInterval is how often a share of the flow table is looked through. A
-	// wake-up costs an idle node more than the look.
-	expiryInterval = time.Second
-	// expiryRounds intervals pass between two looks at the same flow of a full table.
-	expiryRounds = 10
-	// resolveTimeout bounds the look-up of the store's host name.
-	resolveTimeout = 2 * time.Second
-	// maxDeaths is how many queues may die before the first is looked at: all of
-	// 110 pods, Kubernetes' limit of a node, with eight queues each.
-	maxDeaths = 1024
-)
+// resolveTimeout bounds the look-up of the store's host name.
+const resolveTimeout = 2 * time.Second
 
 // Ports that are no pod's.
 const (
@@ -167,66 +150,6 @@ func (n *node) readiness() nodeapi.Readiness {
 	return nodeapi.Readiness{}
 }
 
-// holdClaim makes the node's claim to its name and pod CIDRs. One that was made
-// before is held without asking; the store confirms it once it answers.
-func (n *node) holdClaim() error {
-	want := control.Claim{
-		Node: n.cfg.Node, Instance: n.instance, Facts: n.facts,
-		ClusterCIDRs: n.cfg.ClusterCIDR, ServiceCIDRs: n.cfg.ServiceCIDR,
-		BitsIPv4: n.cfg.NodeBitsV4, BitsIPv6: n.cfg.NodeBitsV6,
-	}
-	var kept control.Claim
-	err := n.claimFile().Read(&kept)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.log.Error("the node's claim is lost; asking the store", "err", err)
-	}
-	if err == nil && samePlan(&kept, &want) {
-		want.PodCIDRs = kept.PodCIDRs
-		n.claim = want
-		n.start("claim", func(ctx context.Context) error { return n.confirmClaim(ctx, want) })
-		return nil
-	}
-	if n.claim, err = n.store.ClaimNode(n.ctx, want); err != nil {
-		return err
-	}
-	return n.saveClaim(n.claim)
-}
-
-func (n *node) claimFile() statefile.File {
-	return statefile.File{Path: n.state.file(claimFile), Kind: "claim", Version: 1}
-}
-
-func (n *node) saveClaim(c control.Claim) error {
-	n.claimMu.Lock()
-	defer n.claimMu.Unlock()
-	return n.claimFile().Write(c)
-}
-
-// samePlan reports whether a claim kept from before is for the same node and
-// address plan as what is wanted now.
-func samePlan(kept, want *control.Claim) bool {
-	return kept.Node == want.Node && kept.Instance == want.Instance && len(kept.PodCIDRs) > 0 &&
-		slices.Equal(kept.ClusterCIDRs, want.ClusterCIDRs) && slices.Equal(kept.ServiceCIDRs, want.ServiceCIDRs) &&
-		kept.BitsIPv4 == want.BitsIPv4 && kept.BitsIPv6 == want.BitsIPv6
-}
-
-// confirmClaim tells the store of a claim made before. A node that forwards can't
-// change its pods' addresses: another answer stops it, and the next start goes by it.
-func (n *node) confirmClaim(ctx context.Context, want control.Claim) error {
-	got, err := n.store.ClaimNode(ctx, want)
-	if err != nil {
-		return err
-	}
-	err = n.saveClaim(got)
-	if !slices.Equal(got.PodCIDRs, want.PodCIDRs) {
-		return errors.Join(fmt.Errorf("the pod CIDRs %v went to another node while this one was away, and it gets %v: its pods must be made anew", want.PodCIDRs, got.PodCIDRs), err)
-	}
-	if err != nil { // a full disk; what was kept is as good for the next start
-		n.log.Error("the node's claim is not written anew", "err", err)
-	}
-	return nil
-}
-
 // startForwarding opens gateway and switch, routes first: what is refused is
 // refused from the first frame on.
 func (n *node) startForwarding() error {
@@ -326,48 +249,6 @@ func (n *node) storePlaces() []netip.AddrPort {
 	return places
 }
 
-// death is a port whose device or socket has gone.
-type death struct {
-	port  string
-	cause error
-}
-
-// queueDied is called by a worker, which must not wait.
-func (n *node) queueDied(port string, cause error) {
-	select {
-	case n.deaths <- death{port, cause}:
-	default:
-		n.log.Error("too many devices die at once; this pod stays until it is deleted", "port", port, "err", cause)
-	}
-}
-
-func (n *node) mourn(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case d := <-n.deaths:
-			if d.port == gatewayName || d.port == tunnelName {
-				return fmt.Errorf("port %s: %w", d.port, d.cause)
-			}
-			n.attachments.Died(d.port, d.cause)
-		}
-	}
-}
-
-func (n *node) expireFlows(ctx context.Context) error {
-	tick := time.NewTicker(expiryInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			n.flows.Expire(n.ports.sw.Load().Tick(), n.flows.Cap()/expiryRounds+1)
-		}
-	}
-}
-
 // startControl brings the dataplane to the last good state, and from then on to
 // what the store says. Pods that are known from before are still published.
 func (n *node) startControl() error {
@@ -443,28 +324,4 @@ func (n *node) servePods() error {
 	n.serving = true
 	n.readyMu.Unlock()
 	return nil
-}
-
-func (n *node) sweep(ctx context.Context) error {
-	tick := time.NewTicker(sweepInterval)
-	defer tick.Stop()
-	leases := time.NewTicker(leasesInterval)
-	defer leases.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			n.flushLeases()
-			return nil
-		case now := <-tick.C:
-			n.attachments.Sweep(now)
-		case <-leases.C:
-			n.flushLeases()
-		}
-	}
-}
-
-func (n *node) flushLeases() {
-	if err := n.pool.Flush(); err != nil {
-		n.log.Warn("leases not written; trying again", "err", err)
-	}
 }
