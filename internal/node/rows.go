@@ -54,6 +54,15 @@ func singular(kind string) string {
 	return strings.TrimSuffix(kind, "s")
 }
 
+// anyOf is rows as rows gives them.
+func anyOf[T any](rows []T) []any {
+	out := make([]any, len(rows))
+	for i, r := range rows {
+		out[i] = r
+	}
+	return out
+}
+
 type nodeRow struct {
 	Name     string   `json:"name"`
 	PodCIDRs []string `json:"podCIDRs"`
@@ -134,11 +143,7 @@ func (v *view) pods() []any {
 	slices.SortStableFunc(rows, func(a, b podRow) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ContainerID, b.ContainerID))
 	})
-	var out []any
-	for _, r := range rows {
-		out = append(out, r)
-	}
-	return out
+	return anyOf(rows)
 }
 
 type serviceRow struct {

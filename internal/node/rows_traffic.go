@@ -55,11 +55,7 @@ func (v *view) flowRows() []any {
 	slices.SortFunc(all, func(a, b flowRow) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Destination, b.Destination))
 	})
-	var rows []any
-	for _, r := range all {
-		rows = append(rows, r)
-	}
-	return rows
+	return anyOf(all)
 }
 
 func place(a wire.Addr, port uint16) string { return netip.AddrPortFrom(a.Netip(), port).String() }
@@ -101,9 +97,5 @@ func (v *view) drops() []any {
 	slices.SortFunc(all, func(a, b dropRow) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Port, b.Port))
 	})
-	var rows []any
-	for _, r := range all {
-		rows = append(rows, r)
-	}
-	return rows
+	return anyOf(all)
 }
