@@ -84,7 +84,7 @@ should this process be, and nothing is left of its network.`,
 		},
 		RunE: func(_ *cobra.Command, args []string) error { return unbegun(o.run(args)) },
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return unbegun(err) })
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return unbegun(flagError(cmd, err)) })
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.StringSliceVar(&o.publish, "publish", []string{"auto"}, "`PORTS` of the host that lead inside: auto, none, [ADDR:]PORT[:PORT][/tcp|udp]")

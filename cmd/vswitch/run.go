@@ -53,7 +53,8 @@ is not encrypted.`,
 		return parent.Refuse(runNode(cmd.Context(), cfg, parent, node.Options{Version: version, Ready: cmd.OutOrStdout(), Log: log}))
 	}
 	// A keeper started by an older version gives this one that one's flags.
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, bad error) error {
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, bad error) error {
+		bad = flagError(cmd, bad)
 		parent, err := keeper.Connect()
 		if err != nil || parent == nil {
 			return bad

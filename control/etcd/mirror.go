@@ -32,7 +32,7 @@ func (s *Store) mirror(ctx context.Context) error {
 		s.reachable(true, nil)
 		s.tell(func(sink control.Sink) { sink.Reset(s.pods.merge(objs)) })
 		if err := s.follow(ctx, revision+1); err != nil && ctx.Err() == nil {
-			s.log.Info("store: listing anew", "err", err)
+			s.log.Info("store: listing anew", "why", err)
 			pause(ctx, 0)
 		}
 	}

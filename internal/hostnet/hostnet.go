@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -112,6 +113,9 @@ func ownNetns() (string, error) {
 		return "", err
 	}
 	first, err := os.Stat(initNetns)
+	if errors.Is(err, fs.ErrPermission) { // an ordinary user's
+		return "", err
+	}
 	if err != nil || !os.SameFile(own, first) {
 		return "", errors.New("this process is not in the network namespace of the machine's first process: give the one meant, by a path that lasts, as --netns")
 	}
