@@ -114,12 +114,12 @@ func (g *Gateway) connect(r *tcp.ForwarderRequest) {
 var errForbidden = errors.New("destination is not served")
 
 // dialHost connects from the host to where a pod's packets to dst go.
-func (g *Gateway) dialHost(dst netip.AddrPort) (*net.TCPConn, error) {
+func (g *Gateway) dialHost(dst netip.AddrPort) (hostConn, error) {
 	to, ok := g.policy.egressTCP(dst)
 	if !ok {
 		return nil, errForbidden
 	}
-	return g.dialTCP(netip.AddrPortFrom(to, dst.Port()))
+	return connectHost(g.ctx, netip.AddrPortFrom(to, dst.Port()), g.cfg.DialTimeout)
 }
 
 func (g *Gateway) dialTCP(to netip.AddrPort) (*net.TCPConn, error) {

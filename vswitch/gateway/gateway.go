@@ -16,7 +16,7 @@
 //	stack.go     the netstack's settings
 //	inbound.go   what becomes of a frame from a pod
 //	policy.go    where pods may go, and whose address is kept
-//	egress.go    TCP of pods to the world
+//	egress.go    TCP of pods to the world; hostdial.go its connections of the host
 //	relay.go     UDP and echo: sessions and the host sockets they share
 //	relay_out.go, relay_in.go  their two ways
 //	entrance.go  ways in for clients outside: node ports, addresses of services, host ports

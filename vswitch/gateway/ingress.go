@@ -118,16 +118,16 @@ func (g *Gateway) joinHosts(client, server *net.TCPConn, endpoint backend) {
 // must not look like all of it. One whose two directions have ended in order is closed
 // in order (finish), which lets the last bytes arrive.
 
-func mark(c *net.TCPConn) { c.SetLinger(0) }
+func mark(c hostConn) { c.SetLinger(0) }
 
 // finish closes a connection in order.
-func finish(c *net.TCPConn) {
+func finish(c hostConn) {
 	c.SetLinger(-1)
 	c.Close()
 }
 
 // reset closes a connection with a reset rather than an orderly end.
-func reset(c *net.TCPConn) {
+func reset(c hostConn) {
 	c.SetLinger(0)
 	c.Close()
 }

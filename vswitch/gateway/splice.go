@@ -3,7 +3,6 @@ package gateway
 import (
 	"errors"
 	"io"
-	"net"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,7 +27,7 @@ const resetGrace = time.Second
 // bytes are in it, so that thousands of idle connections cost no buffers, and those
 // that stall keep within an allowance.
 type splice struct {
-	host *net.TCPConn
+	host hostConn
 	pod  *podConn
 	g    *Gateway
 	to   backend // zero: no service's
