@@ -259,7 +259,7 @@ func (n *network) close() error {
 		return nil
 	}
 	if n.kubernetes != nil {
-		n.kubernetes.Close()
+		n.kubernetes.close()
 	}
 	return errors.Join(n.rest(unix.SIGCONT), n.lab.Close())
 }

@@ -53,8 +53,8 @@ type metric struct {
 
 type loadKind struct {
 	metrics []metric
-	// network is what the load wants: endpoints, unless it names a topology.
-	topology Topology
+	// topologies are where alone the load can run; empty: wherever there are endpoints.
+	topologies []Topology
 	// Which of Load's fields mean something.
 	streams, sizes, uso, pin, benchmark, events, times bool
 	measure                                            func(ctx context.Context, l *Load, n *network, d time.Duration, self string) (measurement, error)
@@ -76,11 +76,11 @@ func init() { // refers to itself by way of the functions
 		"restart": {metrics: []metric{{"stall-p99", "ms", false}, {"kept", "% of connections", true}, {"delivered", "% of datagrams", true}},
 			events: true, times: true, measure: restart},
 		"idle": {metrics: []metric{{"cpu", "% of a core", false}, {"memory", "MB", false}, {"store-cpu", "% of a core", false},
-			{"store-memory", "MB", false}}, topology: Idle, measure: idle},
-		"sync":   {metrics: syncMetrics, topology: Kubernetes, measure: syncOnce},
-		"attach": {metrics: []metric{{"p50", "ms", false}, {"p99", "ms", false}, {"all", "s", false}}, topology: Attach, streams: true, times: true, measure: attach},
+			{"store-memory", "MB", false}}, topologies: []Topology{Idle}, measure: idle},
+		"sync":   {metrics: syncMetrics, topologies: []Topology{Kubernetes, Simulated}, measure: syncOnce},
+		"attach": {metrics: []metric{{"p50", "ms", false}, {"p99", "ms", false}, {"all", "s", false}}, topologies: []Topology{Attach}, streams: true, times: true, measure: attach},
 		// Its metrics are the units that the benchmark reports.
-		"benchmark": {metrics: []metric{{"Mlookups/s", "Mlookups/s", true}}, topology: InMemory, benchmark: true, measure: benchmark},
+		"benchmark": {metrics: []metric{{"Mlookups/s", "Mlookups/s", true}}, topologies: []Topology{InMemory}, benchmark: true, measure: benchmark},
 	}
 }
 
@@ -110,11 +110,11 @@ func (l *Load) ofBaseline() Load {
 
 func (l *Load) validate(t Topology) error {
 	k, ok := loadKinds[l.Kind]
-	special := t == Idle || t == Attach || t == InMemory
+	special := t == Idle || t == Attach || t == InMemory || t == Simulated
 	switch {
 	case !ok:
 		return fmt.Errorf("load kind %q is none of %s", l.Kind, strings.Join(slices.Sorted(maps.Keys(loadKinds)), ", "))
-	case k.topology != "" && t != k.topology, k.topology == "" && special:
+	case len(k.topologies) > 0 && !slices.Contains(k.topologies, t), len(k.topologies) == 0 && special:
 		return fmt.Errorf("load %s can't run in topology %s", l.Kind, t)
 	case l.Streams < 0 || l.Streams > 128:
 		return fmt.Errorf("%d streams are not within 1..128", l.Streams)

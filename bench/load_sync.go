@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/internal/lab"
 )
@@ -102,7 +100,7 @@ func (k *kubernetes) restart(ctx context.Context) (time.Duration, error) {
 	}
 	took := time.Since(began)
 	_, err := k.node.Exec(ctx, lab.Command{
-		Name: "reattach", Path: filepath.Join(k.Lab.BinDir(), "vswitch-cni"), Args: []string{"reattach", "--socket", k.node.Socket()},
+		Name: "reattach", Path: filepath.Join(k.lab.BinDir(), "vswitch-cni"), Args: []string{"reattach", "--socket", k.node.Socket()},
 	})
 	return took, err
 }
@@ -112,13 +110,11 @@ func (k *kubernetes) lastGood() string { return filepath.Join(k.node.StateDir(),
 
 // synced waits until the daemon says that it has programmed all there is.
 func (k *kubernetes) synced(ctx context.Context) error {
-	// Beside the crowd's there is the API server's own service and the pods'.
-	const others = 2
 	want := map[string]float64{
 		`vswitch_store_reachable`:               1,
 		`vswitch_objects{kind="Node"}`:          float64(k.crowd.Nodes),
-		`vswitch_objects{kind="Service"}`:       float64(k.crowd.AllServices() + others),
-		`vswitch_objects{kind="EndpointSlice"}`: float64(k.crowd.AllSlices() + others),
+		`vswitch_objects{kind="Service"}`:       float64(k.crowd.AllServices() + k.others),
+		`vswitch_objects{kind="EndpointSlice"}`: float64(k.crowd.AllSlices() + k.others),
 	}
 	for {
 		has, err := k.metrics(ctx)
@@ -194,9 +190,7 @@ func (k *kubernetes) change(ctx context.Context, i int) error {
 func (k *kubernetes) write(ctx context.Context, service int) (time.Time, error) {
 	k.changes[service]++
 	when := time.Now()
-	s := k.crowd.Slices(service, k.changes[service], when)[0]
-	_, err := k.Client.DiscoveryV1().EndpointSlices(s.Namespace).Update(ctx, s, metav1.UpdateOptions{})
-	return when, err
+	return when, k.put(ctx, k.crowd.Slices(service, k.changes[service], when)[0])
 }
 
 // timedChanges changes probes for a while, and returns how long each change took until

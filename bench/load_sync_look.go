@@ -93,7 +93,7 @@ const becomes = "the destination becomes "
 
 // trace asks what would become of a packet of the client pod.
 func (k *kubernetes) trace(ctx context.Context, d *apiv1.Client, to netip.Addr, port uint16) (looked, error) {
-	r, err := d.Trace(ctx, &apiv1.TraceRequest{Pod: "default/client", To: to.String(), Port: uint32(port), Protocol: "tcp"})
+	r, err := d.Trace(ctx, &apiv1.TraceRequest{Pod: "default/" + clientPod, To: to.String(), Port: uint32(port), Protocol: "tcp"})
 	if err != nil {
 		return looked{}, err
 	}

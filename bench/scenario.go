@@ -42,6 +42,8 @@ const (
 	// Kubernetes: two pods of one node of a large cluster, the server behind a service
 	// address.
 	Kubernetes Topology = "kubernetes"
+	// Simulated: a node of a large cluster, fed by a stand-in of the API server.
+	Simulated Topology = "simulated"
 	// Idle: a node with many pods and no traffic.
 	Idle Topology = "idle"
 	// Attach: a node on which pods are made and deleted.
@@ -50,7 +52,10 @@ const (
 	InMemory Topology = "in-memory"
 )
 
-var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Kubernetes, Idle, Attach, InMemory}
+var topologies = []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, RootlessOut, RootlessIn, Kubernetes, Simulated, Idle, Attach, InMemory}
+
+// large reports whether it is a cluster of a size.
+func (t Topology) large() bool { return t == Kubernetes || t == Simulated }
 
 // Scenario is one row.
 type Scenario struct {
@@ -185,8 +190,8 @@ func (s *Scenario) validate() error {
 		return fmt.Errorf("%d pods are not within 1..200", s.Pods)
 	case s.Pods > 0 && s.Topology != Idle && s.Topology != Kubernetes:
 		return errors.New("a number of pods is for topologies idle and kubernetes")
-	case s.Cluster != crowd.Size{} && s.Topology != Kubernetes:
-		return errors.New("a cluster's size is for topology kubernetes")
+	case s.Cluster != crowd.Size{} && !s.Topology.large():
+		return errors.New("a cluster's size is for topologies kubernetes and simulated")
 	case s.Services < 0 || s.Services > 30000:
 		return fmt.Errorf("%d services are not within 0..30000", s.Services)
 	case s.Services > 0 && s.Topology != ClusterIP:
@@ -217,7 +222,7 @@ func (s *Scenario) validate() error {
 	case s.Topology == Kubernetes:
 		s.Pods = localPods
 	}
-	if s.Topology == Kubernetes {
+	if s.Topology.large() {
 		if err := s.Cluster.Validate(); err != nil {
 			return fmt.Errorf("cluster: %w", err)
 		}
@@ -299,7 +304,7 @@ func (k networkKey) String() string {
 	if k.services > 0 {
 		s += fmt.Sprintf(", %d services", k.services)
 	}
-	if k.topology == Kubernetes {
+	if k.topology.large() {
 		s += ", " + k.cluster.String()
 	}
 	if k.underlay != "" {

@@ -23,7 +23,7 @@ type system struct {
 }
 
 var systems = map[string]system{
-	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Kubernetes, Idle, Attach}, open: openVswitch},
+	"vswitch": {topologies: []Topology{SameNode, TwoNodes, Egress, NodePort, ClusterIP, Kubernetes, Simulated, Idle, Attach}, open: openVswitch},
 	// vswitch-direct is vswitch as NodePort and ClusterIP build it, pod to pod: what a service costs.
 	"vswitch-direct": {topologies: []Topology{NodePort, ClusterIP}, open: openVswitch},
 	// vswitch-proxy ends connections in the netstack, as a service can ask for.
@@ -71,7 +71,7 @@ func openNetwork(ctx context.Context, k networkKey, o Options) (*network, error)
 		return nil, err
 	}
 	timeout := openTimeout
-	if k.topology == Kubernetes {
+	if k.topology.large() {
 		timeout = fillTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not ready after %v", timeout))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509/pkix"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -17,14 +18,19 @@ import (
 	"vswitch/internal/lab/crowd"
 )
 
-// One real node in a large cluster: the real API server with the objects of thousands
-// of nodes (package crowd), and vswitch's daemon as the first of them.
+// One real node in a large cluster: an API server with the objects of thousands of
+// nodes (package crowd), and vswitch's daemon as the first of them. The API server is the
+// real one, or, to go further than that goes on a small machine, a stand-in that says
+// the same to one node.
 
 // kubernetes is such a cluster.
 type kubernetes struct {
-	*cluster.Cluster
+	lab     *lab.Lab
 	crowd   *crowd.Crowd
 	node    *lab.Node
+	put     func(context.Context, *discoveryv1.EndpointSlice) error
+	close   func()
+	others  int   // services, of one slice each, beside the crowd's
 	changes []int // how often each service has changed; the load's
 }
 
@@ -50,17 +56,17 @@ func openKubernetes(ctx context.Context, l *lab.Lab, k networkKey) (*network, er
 	if err != nil {
 		return nil, err
 	}
-	control, err := cluster.Start(ctx, l, cluster.Config{Dir: filepath.Join(l.BinDir(), "k8s"), PodDir: l.BinDir(), Fill: c.Write})
+	n := &network{kubernetes: &kubernetes{lab: l, crowd: c, changes: make([]int, c.AllServices()), close: func() {}}}
+	open := n.openReal
+	if k.topology == Simulated {
+		open = n.openSimulated
+	}
+	err = open(ctx, k)
+	if err == nil {
+		err = n.kubernetes.synced(ctx)
+	}
 	if err != nil {
-		return nil, err
-	}
-	n := &network{kubernetes: &kubernetes{Cluster: control, crowd: c, changes: make([]int, c.AllServices())}}
-	if err := n.kubernetes.run(ctx, k); err != nil {
-		control.Close()
-		return nil, err
-	}
-	if err := n.kubernetes.populate(ctx, n, k.pods); err != nil {
-		control.Close()
+		n.kubernetes.close()
 		return nil, err
 	}
 	nodes := []*lab.Node{n.kubernetes.node}
@@ -68,67 +74,110 @@ func openKubernetes(ctx context.Context, l *lab.Lab, k networkKey) (*network, er
 	return n, nil
 }
 
-// run starts the daemon.
-func (k *kubernetes) run(ctx context.Context, key networkKey) (err error) {
-	if k.node, err = k.Lab.AddNode(firstNode); err != nil {
-		return err
-	}
-	config, err := k.WriteKubeconfig("vswitch", pkix.Name{CommonName: "vswitch", Organization: []string{"system:masters"}})
+// openReal has the objects in the real API server, and pods that talk.
+func (n *network) openReal(ctx context.Context, key networkKey) error {
+	k := n.kubernetes
+	control, err := cluster.Start(ctx, k.lab, cluster.Config{Dir: filepath.Join(k.lab.BinDir(), "k8s"), PodDir: k.lab.BinDir(), Fill: k.crowd.Write})
 	if err != nil {
 		return err
 	}
-	return k.node.StartDaemon(ctx, lab.RunConfig{Store: "kubernetes", Args: []string{
-		"--kubeconfig", config, "--cluster-cidr", crowd.PodCIDR.String(), "--service-cidr", cluster.ServiceCIDRs[0].String(),
-		"--metrics-address", metricsAddress, "--mtu", strconv.Itoa(key.mtuBytes),
-	}})
+	k.close = control.Close
+	k.put = func(ctx context.Context, s *discoveryv1.EndpointSlice) error {
+		_, err := control.Client.DiscoveryV1().EndpointSlices(s.Namespace).Update(ctx, s, metav1.UpdateOptions{})
+		return err
+	}
+	config, err := control.WriteKubeconfig("vswitch", pkix.Name{CommonName: "vswitch", Organization: []string{"system:masters"}})
+	if err != nil {
+		return err
+	}
+	if k.node, err = k.lab.AddNode(firstNode); err != nil {
+		return err
+	}
+	if err := k.run(ctx, key, "--kubeconfig", config, "--service-cidr", cluster.ServiceCIDRs[0].String()); err != nil {
+		return err
+	}
+	server, err := n.populate(ctx, key.pods)
+	if err != nil {
+		return err
+	}
+	n.to = serviceAddr
+	k.others = 2 // the API server's own, and this
+	return serve(ctx, control, server)
 }
 
-// populate makes the node's pods, and a service before the one that answers.
-func (k *kubernetes) populate(ctx context.Context, n *network, pods int) error {
+// openSimulated has a stand-in of the API server on the node's loopback.
+func (n *network) openSimulated(ctx context.Context, key networkKey) (err error) {
+	k := n.kubernetes
+	if k.node, err = k.lab.AddNode(firstNode); err != nil {
+		return err
+	}
+	var l net.Listener
+	if err := k.node.Do(func() (err error) {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
+		return err
+	}); err != nil {
+		return err
+	}
+	server := crowd.Serve(k.crowd, l)
+	k.close = func() { server.Close() }
+	k.put = func(_ context.Context, s *discoveryv1.EndpointSlice) error { return server.Put(s) }
+	if err := k.run(ctx, key, "--apiserver", "http://"+l.Addr().String(), "--service-cidr", crowd.ServiceCIDR.String()); err != nil {
+		return err
+	}
+	_, err = k.node.AddPod(ctx, lab.PodSpec{Name: clientPod})
+	return err
+}
+
+// run starts the daemon.
+func (k *kubernetes) run(ctx context.Context, key networkKey, args ...string) error {
+	return k.node.StartDaemon(ctx, lab.RunConfig{Store: "kubernetes", Args: append([]string{
+		"--cluster-cidr", crowd.PodCIDR.String(), "--metrics-address", metricsAddress, "--mtu", strconv.Itoa(key.mtuBytes),
+	}, args...)})
+}
+
+// clientPod is the pod whose packets are traced.
+const clientPod = "client"
+
+// populate makes the node's pods: the client, the server, which it returns, and others
+// that do nothing.
+func (n *network) populate(ctx context.Context, pods int) (server *lab.Pod, err error) {
 	for i := range pods {
 		spec := lab.PodSpec{Name: fmt.Sprintf("idle-%d", i)}
 		switch i {
 		case 0:
-			spec.Name = "client"
+			spec.Name = clientPod
 		case 1:
 			spec.Name = "server"
 		}
-		p, err := k.node.AddPod(ctx, spec)
+		p, err := n.kubernetes.node.AddPod(ctx, spec)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		switch i {
 		case 0:
 			n.client = p.Namespace
 		case 1:
-			n.server = p.Namespace
-			if err := k.serve(ctx, p); err != nil {
-				return err
-			}
-			n.to = serviceAddr
+			n.server, server = p.Namespace, p
 		}
 	}
-	return nil
+	return server, nil
 }
 
 // serve puts serviceAddr before a pod.
-func (k *kubernetes) serve(ctx context.Context, p *lab.Pod) error {
+func serve(ctx context.Context, c *cluster.Cluster, p *lab.Pod) error {
 	at := serviceAddr.String()
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "server"}, Spec: corev1.ServiceSpec{ClusterIP: at, ClusterIPs: []string{at}}}
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Name: "server", Labels: map[string]string{discoveryv1.LabelServiceName: "server"}}, AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{p.IPv4.String()}, NodeName: new(firstNode)}},
 	}
-	for _, protocol := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
-		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: string(protocol), Protocol: protocol, Port: loadPort})
-		s.Spec.Ports[len(s.Spec.Ports)-1].Name = map[corev1.Protocol]string{corev1.ProtocolTCP: "tcp", corev1.ProtocolUDP: "udp"}[protocol]
-		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{
-			Name: new(s.Spec.Ports[len(s.Spec.Ports)-1].Name), Protocol: new(protocol), Port: new(int32(loadPort)),
-		})
+	for name, protocol := range map[string]corev1.Protocol{"tcp": corev1.ProtocolTCP, "udp": corev1.ProtocolUDP} {
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: name, Protocol: protocol, Port: loadPort})
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &name, Protocol: &protocol, Port: new(int32(loadPort))})
 	}
-	if _, err := k.Client.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, s, metav1.CreateOptions{}); err != nil {
+	if _, err := c.Client.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, s, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	_, err := k.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, slice, metav1.CreateOptions{})
+	_, err := c.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, slice, metav1.CreateOptions{})
 	return err
 }

@@ -17,7 +17,7 @@ var serviceAddr = netip.MustParseAddr("10.96.0.50")
 const nodePort = 30201
 
 func openVswitch(ctx context.Context, l *lab.Lab, k networkKey) (*network, error) {
-	if k.topology == Kubernetes {
+	if k.topology.large() {
 		return openKubernetes(ctx, l, k)
 	}
 	nodes, err := runVswitch(ctx, l, k)

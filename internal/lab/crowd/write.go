@@ -1,7 +1,6 @@
 package crowd
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"iter"
@@ -9,9 +8,6 @@ import (
 	"sync"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 )
 
 // Write puts the whole cluster into the etcd of an API server that does not run, as
@@ -33,13 +29,10 @@ func (c *Crowd) Write(ctx context.Context, to *clientv3.Client) error {
 			}
 		})
 	}
-	err := c.batches(ctx, work)
+	c.batches(ctx, work)
 	close(work)
 	wg.Wait()
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	return err
+	return context.Cause(ctx)
 }
 
 // What etcd takes at once by default is 128 operations and 1.5 MiB.
@@ -49,8 +42,7 @@ const (
 )
 
 // batches encodes everything and hands it on.
-func (c *Crowd) batches(ctx context.Context, to chan<- []clientv3.Op) error {
-	storage := protobuf.NewSerializer(nil, nil)
+func (c *Crowd) batches(ctx context.Context, to chan<- []clientv3.Op) {
 	var ops []clientv3.Op
 	size := 0
 	flush := func() {
@@ -63,31 +55,23 @@ func (c *Crowd) batches(ctx context.Context, to chan<- []clientv3.Op) error {
 		}
 		ops, size = nil, 0
 	}
-	var b bytes.Buffer
 	for key, obj := range c.all() {
-		b.Reset()
-		if err := storage.Encode(obj, &b); err != nil {
-			return fmt.Errorf("crowd: %s: %w", key, err)
-		}
-		if len(ops) == batchOps || size+b.Len() > batchBytes {
+		b := encode(obj)
+		if len(ops) == batchOps || size+len(b) > batchBytes {
 			flush()
 		}
-		ops, size = append(ops, clientv3.OpPut(key, b.String())), size+b.Len()
+		ops, size = append(ops, clientv3.OpPut(key, string(b))), size+len(b)
 		if ctx.Err() != nil {
-			return nil // a writer says why
+			return // a writer says why
 		}
 	}
 	flush()
-	return nil
 }
 
 // all is every object by the key that the API server has it under.
-func (c *Crowd) all() iter.Seq2[string, runtime.Object] {
-	return func(yield func(string, runtime.Object) bool) {
-		put := func(o interface {
-			runtime.Object
-			metav1.Object
-		}, under string) bool {
+func (c *Crowd) all() iter.Seq2[string, object] {
+	return func(yield func(string, object) bool) {
+		put := func(o object, under string) bool {
 			return yield(path.Join("/registry", under, o.GetNamespace(), o.GetName()), o)
 		}
 		for i := range namespaces {
