@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
 	"vswitch/control"
@@ -22,7 +21,7 @@ import (
 	"vswitch/internal/config"
 )
 
-// maxReplyBytes lets `vswitch get flows` take a full table.
+// maxReplyBytes is far more than a reply of frames has.
 const maxReplyBytes = 64 << 20
 
 // daemon is how a client command finds the daemon.
@@ -235,11 +234,7 @@ func newGet() *cobra.Command {
 				})
 			}
 			return d.call(cmd.Context(), func(c *apiv1.Client) error {
-				reply, err := c.Get(cmd.Context(), &apiv1.GetRequest{Kind: args[0]}, grpc.MaxCallRecvMsgSize(maxReplyBytes))
-				if err != nil {
-					return err
-				}
-				return printers[format](cmd.OutOrStdout(), args[0], reply.GetRows())
+				return printers[format](cmd.OutOrStdout(), args[0], c.Rows(cmd.Context(), args[0]))
 			})
 		},
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"os"
@@ -47,15 +48,33 @@ type fakeDaemon struct {
 	traced   string
 }
 
-func (f *fakeDaemon) Get(_ context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {
+// Get answers in replies of three rows, the first of them empty.
+func (f *fakeDaemon) Get(r *apiv1.GetRequest, stream apiv1.Node_GetServer) error {
 	if f.asked != nil {
 		f.asked()
 	}
 	reply := &apiv1.GetReply{}
-	for _, row := range f.rows[r.Kind] {
+	for i, row := range f.rows[r.Kind] {
+		if i%3 == 0 {
+			if err := stream.Send(reply); err != nil {
+				return err
+			}
+			reply = &apiv1.GetReply{}
+		}
 		reply.Rows = append(reply.Rows, []byte(row))
 	}
-	return reply, nil
+	return stream.Send(reply)
+}
+
+// rowsOf are rows as a daemon's.
+func rowsOf(rows [][]byte) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for _, r := range rows {
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
 }
 
 func (f *fakeDaemon) Apply(_ context.Context, r *apiv1.ApplyRequest) (*apiv1.ApplyReply, error) {
@@ -143,6 +162,25 @@ func TestGetPrintsJSONAndYAML(t *testing.T) {
 	out, err = run(t, "", "get", "drops", "-o", "yaml", "--socket", socket)
 	if err != nil || !strings.Contains(out, "- count: 1\n  name: no-route\n") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// A list that is longer than what is aligned together is whole, with its titles once.
+func TestGetPrintsLongLists(t *testing.T) {
+	const n = 2*maxAligned + 5
+	f := &fakeDaemon{rows: map[string][]string{}}
+	for i := range n {
+		f.rows["routes"] = append(f.rows["routes"], fmt.Sprintf(`{"destination":"10.0.%d.%d/32","kind":"port","via":"p%d"}`, i/250, i%250, i))
+	}
+	out, err := run(t, "", "get", "routes", "--socket", serve(t, f))
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if err != nil || len(lines) != n+1 || strings.Count(out, "DESTINATION") != 1 {
+		t.Fatalf("%d lines of %d routes, %v", len(lines), n, err)
+	}
+	for i, line := range lines[1:] {
+		if fields := strings.Fields(line); len(fields) != 3 || fields[2] != fmt.Sprintf("p%d", i) {
+			t.Fatalf("line %d: %q", i, line)
+		}
 	}
 }
 

@@ -3,18 +3,21 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strings"
-	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 )
 
-// printers write rows, one JSON object each, in the formats of -o.
-var printers = map[string]func(w io.Writer, kind string, rows [][]byte) error{
+// printers write rows, one JSON object each, in the formats of -o, as they come: of a long
+// list they hold a part.
+var printers = map[string]func(w io.Writer, kind string, rows iter.Seq2[[]byte, error]) error{
 	"table": printTable, "json": printJSON, "yaml": printYAML,
 }
 
@@ -37,7 +40,7 @@ var tables = []table{
 	{"flows", []column{{"PROTOCOL", "protocol"}, {"SOURCE", "source"}, {"DESTINATION", "destination"}, {"ANSWERED BY", "answeredBy"}, {"STATE", "state"}, {"FRAMES", "frames"}, {"REPLIES", "replyFrames"}, {"IDLE", "idleSeconds"}}},
 	{"drops", []column{{"REASON", "name"}, {"POD", "pod"}, {"NODE", "node"}, {"PORT", "port"}, {"COUNT", "count"}}},
 	{"upkeep", []column{{"OBJECT", "object"}, {"PROBLEM", "problem"}, {"SINCE", "since"}, {"FOUND", "found"}, {"MENDED", "mended"}}},
-	{"processes", []column{{"NAME", "name"}, {"PID", "pid"}, {"GOROUTINES", "goroutines"}, {"HEAP", "heapBytes"}}},
+	{"processes", []column{{"NAME", "name"}, {"PID", "pid"}, {"GOROUTINES", "goroutines"}, {"HEAP", "heapBytes"}, {"LIVE", "liveBytes"}}},
 }
 
 // kindList names the kinds for a sentence.
@@ -67,30 +70,71 @@ func isKind(arg, kind string) bool {
 	return arg == kind || arg+"s" == kind || arg+"es" == kind
 }
 
-func printTable(w io.Writer, kind string, rows [][]byte) error {
-	tab := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	for _, t := range tables {
-		if !isKind(kind, t.kind) {
-			continue
+// maxAligned rows determine together how wide a table's columns are; further rows are
+// wider where they have to be.
+const maxAligned = 1000
+
+func printTable(w io.Writer, kind string, rows iter.Seq2[[]byte, error]) error {
+	i := slices.IndexFunc(tables, func(t table) bool { return isKind(kind, t.kind) })
+	columns := tables[i].columns
+	var titles []string
+	for _, c := range columns {
+		titles = append(titles, c.title)
+	}
+	a := aligned{w: w, lines: [][]string{titles}}
+	for row, err := range rows {
+		if err != nil {
+			return errors.Join(a.flush(), err)
 		}
-		var titles []string
-		for _, c := range t.columns {
-			titles = append(titles, c.title)
+		fields, err := decodeRow(row)
+		if err != nil {
+			return err
 		}
-		fmt.Fprintln(tab, strings.Join(titles, "\t"))
-		for _, row := range rows {
-			fields, err := decodeRow(row)
-			if err != nil {
-				return err
-			}
-			var cells []string
-			for _, c := range t.columns {
-				cells = append(cells, cell(c.field, fields[c.field]))
-			}
-			fmt.Fprintln(tab, strings.Join(cells, "\t"))
+		var cells []string
+		for _, c := range columns {
+			cells = append(cells, cell(c.field, fields[c.field]))
+		}
+		if err := a.add(cells); err != nil {
+			return err
 		}
 	}
-	return tab.Flush()
+	return a.flush()
+}
+
+// aligned writes lines of cells below each other.
+type aligned struct {
+	w      io.Writer
+	lines  [][]string // not written yet
+	widths []int      // of the columns so far, but for the last
+}
+
+func (a *aligned) add(cells []string) error {
+	a.lines = append(a.lines, cells)
+	if len(a.lines) < maxAligned {
+		return nil
+	}
+	return a.flush()
+}
+
+func (a *aligned) flush() error {
+	for _, cells := range a.lines {
+		for len(a.widths) < len(cells)-1 {
+			a.widths = append(a.widths, 0)
+		}
+		for i := range a.widths {
+			a.widths[i] = max(a.widths[i], utf8.RuneCountInString(cells[i]))
+		}
+	}
+	var out bytes.Buffer
+	for _, cells := range a.lines {
+		for i, width := range a.widths {
+			fmt.Fprintf(&out, "%-*s  ", width, cells[i])
+		}
+		fmt.Fprintln(&out, cells[len(cells)-1])
+	}
+	a.lines = a.lines[:0]
+	_, err := a.w.Write(out.Bytes())
+	return err
 }
 
 // decodeRow keeps numbers as they are written.
@@ -145,21 +189,53 @@ func abbreviate(field string, v map[string]any) string {
 }
 
 // printJSON writes one array, indented.
-func printJSON(w io.Writer, _ string, rows [][]byte) error {
-	text := append(append([]byte("["), bytes.Join(rows, []byte(","))...), ']')
+func printJSON(w io.Writer, _ string, rows iter.Seq2[[]byte, error]) error {
 	var out bytes.Buffer
-	if err := json.Indent(&out, text, "", "  "); err != nil {
-		return err
+	out.WriteByte('[')
+	some := false
+	for row, err := range rows {
+		if err != nil {
+			return err
+		}
+		if some {
+			out.WriteByte(',')
+		}
+		some = true
+		out.WriteString("\n  ")
+		if err := json.Indent(&out, row, "  ", "  "); err != nil {
+			return err
+		}
+		if _, err := out.WriteTo(w); err != nil {
+			return err
+		}
 	}
-	_, err := fmt.Fprintln(w, out.String())
+	if some {
+		out.WriteByte('\n')
+	}
+	out.WriteString("]\n")
+	_, err := out.WriteTo(w)
 	return err
 }
 
-func printYAML(w io.Writer, _ string, rows [][]byte) error {
-	text, err := yaml.JSONToYAML(append(append([]byte("["), bytes.Join(rows, []byte(","))...), ']'))
-	if err != nil {
+// printYAML writes one list.
+func printYAML(w io.Writer, _ string, rows iter.Seq2[[]byte, error]) error {
+	some := false
+	for row, err := range rows {
+		if err != nil {
+			return err
+		}
+		some = true
+		text, err := yaml.JSONToYAML(slices.Concat([]byte{'['}, row, []byte{']'})) // a list of one
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(text); err != nil {
+			return err
+		}
+	}
+	if !some {
+		_, err := fmt.Fprintln(w, "[]")
 		return err
 	}
-	_, err = w.Write(text)
-	return err
+	return nil
 }

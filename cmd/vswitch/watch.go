@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"slices"
 	"strings"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
 
 	apiv1 "vswitch/control/api/v1"
 )
@@ -60,11 +60,14 @@ type watcher struct {
 
 // look gives every flow of a list with what became of it, then those that ended. One that
 // is as it was, but older, has no event.
-func (w *watcher) look(rows [][]byte, now time.Time) ([]flowChange, error) {
-	seen := make(map[flowKey]watchedFlow, len(rows))
+func (w *watcher) look(rows iter.Seq2[[]byte, error], now time.Time) ([]flowChange, error) {
+	seen := make(map[flowKey]watchedFlow, len(w.last))
 	elapsed := now.Sub(w.at).Seconds()
 	var all []flowChange
-	for _, row := range rows {
+	for row, err := range rows {
+		if err != nil {
+			return nil, err
+		}
 		c := flowChange{Time: now}
 		if err := json.Unmarshal(row, &c.watchedFlow); err != nil {
 			return nil, err
@@ -118,14 +121,10 @@ func watchFlows(ctx context.Context, c *apiv1.Client, out io.Writer, format stri
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		reply, err := c.Get(ctx, &apiv1.GetRequest{Kind: "flows"}, grpc.MaxCallRecvMsgSize(maxReplyBytes))
+		all, err := w.look(c.Rows(ctx, "flows"), time.Now())
 		if ctx.Err() != nil {
 			return nil // the user is done
 		}
-		if err != nil {
-			return err
-		}
-		all, err := w.look(reply.GetRows(), time.Now())
 		if err == nil {
 			err = show(out, all)
 		}

@@ -88,7 +88,7 @@ func TestScreenShowsTheBusiest(t *testing.T) {
 			rows = append(rows, []byte(r))
 		}
 		var err error
-		if all, err = w.look(rows, now.Add(time.Duration(i)*time.Second)); err != nil {
+		if all, err = w.look(rowsOf(rows), now.Add(time.Duration(i)*time.Second)); err != nil {
 			t.Fatal(err)
 		}
 	}

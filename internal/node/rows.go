@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -35,15 +36,19 @@ type view struct {
 const kindsOfRows = "nodes, pods, services, endpoints, listeners, routes, flows, drops, upkeep or processes"
 
 // rows lists one kind; singular names will do.
-func (v *view) rows(_ context.Context, kind string) ([]any, error) {
+func (v *view) rows(_ context.Context, kind string) (iter.Seq[any], error) {
+	kind = singular(kind)
+	if kind == "flow" {
+		return v.flowRows, nil
+	}
 	list := map[string]func() []any{
 		"node": v.nodes, "pod": v.pods, "service": v.services, "endpoint": v.endpoints, "listener": v.listeners,
-		"route": v.routes, "flow": v.flowRows, "drop": v.drops, "upkeep": v.upkeepRows, "process": v.processes,
-	}[singular(kind)]
+		"route": v.routes, "drop": v.drops, "upkeep": v.upkeepRows, "process": v.processes,
+	}[kind]
 	if list == nil {
 		return nil, &nodeapi.UnknownKindError{Kind: kind, Want: kindsOfRows}
 	}
-	return list(), nil
+	return slices.Values(list()), nil
 }
 
 func singular(kind string) string {

@@ -32,8 +32,9 @@ type flowRow struct {
 
 const ticksPerSecond = 10
 
-func (v *view) flowRows() []any {
-	var all []flowRow
+// flowRows yields the connections as the table has them: a full one is never in memory as
+// rows.
+func (v *view) flowRows(yield func(any) bool) {
 	for i := range v.flows.All() {
 		r := flowRow{
 			Protocol:    protocolName(i.Orig.Proto),
@@ -50,12 +51,10 @@ func (v *view) flowRows() []any {
 		if to := place(i.Reply.Dst, i.Reply.DstPort); to != r.Source {
 			r.AnsweredTo = to
 		}
-		all = append(all, r)
+		if !yield(&r) {
+			return
+		}
 	}
-	slices.SortFunc(all, func(a, b flowRow) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Destination, b.Destination))
-	})
-	return anyOf(all)
 }
 
 func place(a wire.Addr, port uint16) string { return netip.AddrPortFrom(a.Netip(), port).String() }

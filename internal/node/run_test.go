@@ -163,12 +163,11 @@ func (d *daemon) client(t *testing.T) *apiv1.Client {
 // rows are what `vswitch get KIND` shows.
 func rows(t *testing.T, c *apiv1.Client, kind string) []map[string]any {
 	t.Helper()
-	r, err := c.Get(t.Context(), &apiv1.GetRequest{Kind: kind})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out []map[string]any
-	for _, row := range r.Rows {
+	for row, err := range c.Rows(t.Context(), kind) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		var fields map[string]any
 		if err := json.Unmarshal(row, &fields); err != nil {
 			t.Fatal(err)
@@ -245,7 +244,8 @@ func TestANodeLives(t *testing.T) {
 		t.Errorf("node row %v", node)
 	}
 	wantRoutes(t, c)
-	_, err = c.Get(t.Context(), &apiv1.GetRequest{Kind: "widgets"})
+	for _, err = range c.Rows(t.Context(), "widgets") {
+	}
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), kindsOfRows) {
 		t.Errorf("get widgets: %v", err)
 	}

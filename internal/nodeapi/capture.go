@@ -32,7 +32,7 @@ type Captures interface {
 	PeerNode(peer uint32) string
 }
 
-// maxBatchBytes of frames go into one reply, well below what gRPC takes.
+// maxBatchBytes of frames, or of rows, go into one reply, well below what gRPC takes.
 const maxBatchBytes = 1 << 20
 
 // maxCaptureMilliseconds is a year: beyond it a bound means nothing, and overflows.

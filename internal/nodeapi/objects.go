@@ -111,19 +111,28 @@ func (s *Server) Delete(ctx context.Context, r *apiv1.DeleteRequest) (*apiv1.Del
 	return &apiv1.DeleteReply{}, nil
 }
 
-// Get implements apiv1.NodeServer.
-func (s *Server) Get(ctx context.Context, r *apiv1.GetRequest) (*apiv1.GetReply, error) {
-	rows, err := s.cfg.Rows(ctx, r.GetKind())
+// Get implements apiv1.NodeServer. One reply of rows is in memory at a time.
+func (s *Server) Get(r *apiv1.GetRequest, stream apiv1.Node_GetServer) error {
+	rows, err := s.cfg.Rows(stream.Context(), r.GetKind())
 	if err != nil {
-		return nil, statusOf(err)
+		return statusOf(err)
 	}
-	reply := &apiv1.GetReply{}
-	for _, row := range rows {
+	reply, length := &apiv1.GetReply{}, 0
+	for row := range rows {
 		text, err := json.Marshal(row)
 		if err != nil {
-			return nil, internal(err)
+			return internal(err)
 		}
-		reply.Rows = append(reply.Rows, text)
+		if length > 0 && length+len(text) > maxBatchBytes {
+			if s.stopping.Err() != nil {
+				return status.Error(codes.Unavailable, "the daemon stops")
+			}
+			if err := stream.Send(reply); err != nil {
+				return err
+			}
+			reply, length = &apiv1.GetReply{}, 0
+		}
+		reply.Rows, length = append(reply.Rows, text), length+len(text)
 	}
-	return reply, nil
+	return stream.Send(reply) // of no rows too: some clients want one answer
 }

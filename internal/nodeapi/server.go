@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -63,8 +64,8 @@ type Config struct {
 	// Ready says whether an AddPod made now would succeed.
 	Ready func() Readiness
 	// Rows lists what `vswitch get KIND` shows, one value that marshals to a JSON
-	// object a row. An *UnknownKindError is the caller's mistake.
-	Rows func(ctx context.Context, kind string) ([]any, error)
+	// object a row, while they are asked for. An *UnknownKindError is the caller's mistake.
+	Rows func(ctx context.Context, kind string) (iter.Seq[any], error)
 	// Trace says what would become of a packet.
 	Trace func(TraceQuery) (*apiv1.TraceReply, error)
 	// Captures is what Capture is about.
@@ -101,8 +102,7 @@ func (e *UnknownKindError) Error() string { return fmt.Sprintf("kind %q: want %s
 const (
 	// callTimeout bounds a call whose client set no deadline.
 	callTimeout = 30 * time.Second
-	// maxMessageBytes lets `vswitch get flows` list a full table, and an apply
-	// carry what etcd takes in one request many times over.
+	// maxMessageBytes lets an apply carry what etcd takes in one request many times over.
 	maxMessageBytes = 64 << 20
 	// stopTimeout is how long Close waits for calls in progress, and for peers
 	// that connected and have said nothing yet: gRPC can't be told to drop those.
@@ -141,7 +141,7 @@ func Start(cfg Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
 		grpc.ChainUnaryInterceptor(s.tellCalled, authorize, s.recoverPanic, boundTime),
-		grpc.ChainStreamInterceptor(authorizeStream, s.recoverStreamPanic),
+		grpc.ChainStreamInterceptor(s.tellStreamCalled, authorizeStream, s.recoverStreamPanic),
 		grpc.ConnectionTimeout(stopTimeout),
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
 	)
@@ -205,6 +205,17 @@ func (s *Server) tellCalled(ctx context.Context, req any, info *grpc.UnaryServer
 	reply, err := next(ctx, req)
 	s.cfg.Called(path.Base(info.FullMethod), status.Code(err).String(), time.Since(began))
 	return reply, err
+}
+
+// tellStreamCalled is tellCalled for calls that answer in a stream.
+func (s *Server) tellStreamCalled(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if s.cfg.Called == nil {
+		return next(srv, stream)
+	}
+	began := time.Now()
+	err := next(srv, stream)
+	s.cfg.Called(path.Base(info.FullMethod), status.Code(err).String(), time.Since(began))
+	return err
 }
 
 // recoverPanic keeps a bug in one call from taking the node's forwarding along.

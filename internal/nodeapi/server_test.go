@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -13,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -145,7 +148,7 @@ func (b *bench) config() Config {
 	return Config{
 		Socket: b.socket, Node: "a", Version: "v0", Attachments: b.attachments, Objects: b.objects,
 		Ready:   func() Readiness { return b.ready },
-		Rows:    func(context.Context, string) ([]any, error) { return b.rows, b.rowsErr },
+		Rows:    func(context.Context, string) (iter.Seq[any], error) { return slices.Values(b.rows), b.rowsErr },
 		Upgrade: func() error { return nil }, UpgradeRefused: func() (string, error) { return b.refused, nil },
 		Gateways: []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")},
 		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, DNSDomain: "cluster.local", GatewayMAC: "02:76:73:77:00:01", Captures: b.carrier, Trace: b.trace, Log: slog.New(slog.DiscardHandler),
@@ -451,20 +454,85 @@ func TestDelete(t *testing.T) {
 func TestGet(t *testing.T) {
 	b := newBench(t)
 	b.rows = []any{map[string]any{"name": "a"}, map[string]any{"name": "b"}}
-	r, err := b.Get(t.Context(), &apiv1.GetRequest{Kind: "nodes"})
-	if err != nil || len(r.Rows) != 2 || string(r.Rows[1]) != `{"name":"b"}` {
-		t.Errorf("%v, %v", r, err)
+	var names []string
+	for row, err := range b.Client.Rows(t.Context(), "nodes") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, string(row))
+	}
+	if len(names) != 2 || names[1] != `{"name":"b"}` {
+		t.Errorf("%q", names)
 	}
 	b.rowsErr = &UnknownKindError{"widgets", "nodes or pods"}
-	_, err = b.Get(t.Context(), &apiv1.GetRequest{Kind: "widgets"})
-	wantCode(t, err, codes.InvalidArgument, `"widgets"`, "nodes or pods")
+	for _, err := range b.Client.Rows(t.Context(), "widgets") {
+		wantCode(t, err, codes.InvalidArgument, `"widgets"`, "nodes or pods")
+	}
+}
+
+// TestGetOfALongList sends more than any message may have, of which neither side holds more
+// than a few replies: rows are made no sooner than they are sent.
+func TestGetOfALongList(t *testing.T) {
+	b := newBench(t)
+	const rows, length = 3 << 10, 64 << 10 // 192 MiB
+	row := strings.Repeat("x", length)
+	var made atomic.Int64
+	b.server.cfg.Rows = func(context.Context, string) (iter.Seq[any], error) {
+		return func(yield func(any) bool) {
+			for range rows {
+				made.Add(1)
+				if !yield(row) {
+					return
+				}
+			}
+		}, nil
+	}
+	got := int64(0)
+	for text, err := range b.Client.Rows(t.Context(), "flows") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got++; len(text) != length+2 {
+			t.Fatalf("row %d has %d bytes", got, len(text))
+		}
+		if ahead := made.Load() - got; ahead > 8*maxBatchBytes/length {
+			t.Fatalf("row %d: %d rows are made that nobody has taken", got, ahead)
+		}
+	}
+	if got != rows {
+		t.Errorf("%d rows of %d", got, rows)
+	}
+	// Who has seen enough ends it.
+	for range b.Client.Rows(t.Context(), "flows") {
+		break
+	}
+}
+
+// TestAShortListIsOneReply is what clients rely on that know Get as a call with one answer.
+func TestAShortListIsOneReply(t *testing.T) {
+	b := newBench(t)
+	for _, rows := range [][]any{nil, {1}, {1, 2, 3}} {
+		b.rows = rows
+		stream, err := b.Get(t.Context(), &apiv1.GetRequest{Kind: "nodes"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := stream.Recv()
+		if err != nil || len(r.Rows) != len(rows) {
+			t.Errorf("%d rows: %v, %v", len(rows), r, err)
+		}
+		if r, err = stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("%d rows: and then %v, %v", len(rows), r, err)
+		}
+	}
 }
 
 func TestAPanicIsAnErrorOfItsCallAlone(t *testing.T) {
 	b := newBench(t)
-	b.server.cfg.Rows = func(context.Context, string) ([]any, error) { panic("bug") }
-	_, err := b.Get(t.Context(), &apiv1.GetRequest{Kind: "nodes"})
-	wantCode(t, err, codes.Internal, "bug")
+	b.server.cfg.Rows = func(context.Context, string) (iter.Seq[any], error) { panic("bug") }
+	for _, err := range b.Client.Rows(t.Context(), "nodes") {
+		wantCode(t, err, codes.Internal, "bug")
+	}
 	if _, err := b.Version(t.Context(), &apiv1.VersionRequest{}); err != nil {
 		t.Error(err)
 	}

@@ -1536,7 +1536,8 @@ func (*DeleteReply) Descriptor() ([]byte, []int) {
 
 type GetRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// nodes, pods, services, endpoints, routes, flows, drops; singular too.
+	// nodes, pods, services, endpoints, listeners, routes, flows, drops, upkeep, processes;
+	// singular too.
 	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1581,7 +1582,7 @@ func (x *GetRequest) GetKind() string {
 
 type GetReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One JSON object a row, in a stable order.
+	// One JSON object a row. The order is stable, but for flows, which have none.
 	Rows          [][]byte `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2560,7 +2561,7 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCHANGE_CREATED\x10\x01\x12\x15\n" +
 	"\x11CHANGE_CONFIGURED\x10\x02\x12\x14\n" +
-	"\x10CHANGE_UNCHANGED\x10\x032\xbd\x06\n" +
+	"\x10CHANGE_UNCHANGED\x10\x032\xbf\x06\n" +
 	"\x04Node\x12<\n" +
 	"\x06AddPod\x12\x19.vswitch.v1.AddPodRequest\x1a\x17.vswitch.v1.AddPodReply\x12<\n" +
 	"\x06DelPod\x12\x19.vswitch.v1.DelPodRequest\x1a\x17.vswitch.v1.DelPodReply\x12B\n" +
@@ -2569,8 +2570,8 @@ const file_vswitch_proto_rawDesc = "" +
 	"\x02GC\x12\x15.vswitch.v1.GCRequest\x1a\x13.vswitch.v1.GCReply\x12W\n" +
 	"\x0fListAttachments\x12\".vswitch.v1.ListAttachmentsRequest\x1a .vswitch.v1.ListAttachmentsReply\x129\n" +
 	"\x05Apply\x12\x18.vswitch.v1.ApplyRequest\x1a\x16.vswitch.v1.ApplyReply\x12<\n" +
-	"\x06Delete\x12\x19.vswitch.v1.DeleteRequest\x1a\x17.vswitch.v1.DeleteReply\x123\n" +
-	"\x03Get\x12\x16.vswitch.v1.GetRequest\x1a\x14.vswitch.v1.GetReply\x12A\n" +
+	"\x06Delete\x12\x19.vswitch.v1.DeleteRequest\x1a\x17.vswitch.v1.DeleteReply\x125\n" +
+	"\x03Get\x12\x16.vswitch.v1.GetRequest\x1a\x14.vswitch.v1.GetReply0\x01\x12A\n" +
 	"\aCapture\x12\x1a.vswitch.v1.CaptureRequest\x1a\x18.vswitch.v1.CaptureReply0\x01\x129\n" +
 	"\x05Trace\x12\x18.vswitch.v1.TraceRequest\x1a\x16.vswitch.v1.TraceReply\x12?\n" +
 	"\aVersion\x12\x1a.vswitch.v1.VersionRequest\x1a\x18.vswitch.v1.VersionReply\x12?\n" +

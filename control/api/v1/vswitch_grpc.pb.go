@@ -83,9 +83,11 @@ type NodeClient interface {
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyReply, error)
 	// Delete removes one object. NOT_FOUND: no such object.
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteReply, error)
-	// Get lists objects, or what the dataplane has.
+	// Get lists objects, or what the dataplane has, in replies of some 1 MiB: a full flow
+	// table is no one's message. A short list is one reply, so that a client which knows
+	// Get as a call with one answer understands it.
 	// INVALID_ARGUMENT: unknown kind; the message names those there are.
-	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetReply, error)
+	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetReply], error)
 	// Capture streams frames as they pass until a bound of the request is reached or
 	// the client leaves. The first reply has no packets: from it on nothing is
 	// missed. The last one says how many were, for want of room.
@@ -197,19 +199,28 @@ func (c *nodeClient) Delete(ctx context.Context, in *DeleteRequest, opts ...grpc
 	return out, nil
 }
 
-func (c *nodeClient) Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetReply, error) {
+func (c *nodeClient) Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(GetReply)
-	err := c.cc.Invoke(ctx, Node_Get_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Get_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[GetRequest, GetReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_GetClient = grpc.ServerStreamingClient[GetReply]
 
 func (c *nodeClient) Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Capture_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[1], Node_Capture_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -290,9 +301,11 @@ type NodeServer interface {
 	Apply(context.Context, *ApplyRequest) (*ApplyReply, error)
 	// Delete removes one object. NOT_FOUND: no such object.
 	Delete(context.Context, *DeleteRequest) (*DeleteReply, error)
-	// Get lists objects, or what the dataplane has.
+	// Get lists objects, or what the dataplane has, in replies of some 1 MiB: a full flow
+	// table is no one's message. A short list is one reply, so that a client which knows
+	// Get as a call with one answer understands it.
 	// INVALID_ARGUMENT: unknown kind; the message names those there are.
-	Get(context.Context, *GetRequest) (*GetReply, error)
+	Get(*GetRequest, grpc.ServerStreamingServer[GetReply]) error
 	// Capture streams frames as they pass until a bound of the request is reached or
 	// the client leaves. The first reply has no packets: from it on nothing is
 	// missed. The last one says how many were, for want of room.
@@ -348,8 +361,8 @@ func (UnimplementedNodeServer) Apply(context.Context, *ApplyRequest) (*ApplyRepl
 func (UnimplementedNodeServer) Delete(context.Context, *DeleteRequest) (*DeleteReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
 }
-func (UnimplementedNodeServer) Get(context.Context, *GetRequest) (*GetReply, error) {
-	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
+func (UnimplementedNodeServer) Get(*GetRequest, grpc.ServerStreamingServer[GetReply]) error {
+	return status.Error(codes.Unimplemented, "method Get not implemented")
 }
 func (UnimplementedNodeServer) Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureReply]) error {
 	return status.Error(codes.Unimplemented, "method Capture not implemented")
@@ -528,23 +541,16 @@ func _Node_Delete_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Node_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(GetRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _Node_Get_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GetRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(NodeServer).Get(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Node_Get_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NodeServer).Get(ctx, req.(*GetRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(NodeServer).Get(m, &grpc.GenericServerStream[GetRequest, GetReply]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_GetServer = grpc.ServerStreamingServer[GetReply]
 
 func _Node_Capture_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(CaptureRequest)
@@ -651,10 +657,6 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Node_Delete_Handler,
 		},
 		{
-			MethodName: "Get",
-			Handler:    _Node_Get_Handler,
-		},
-		{
 			MethodName: "Trace",
 			Handler:    _Node_Trace_Handler,
 		},
@@ -668,6 +670,11 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Get",
+			Handler:       _Node_Get_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "Capture",
 			Handler:       _Node_Capture_Handler,
