@@ -3,10 +3,13 @@ package arrows
 import (
 	"bytes"
 	"go/format"
+	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 // A pattern is a package path below the module, or one with /... for it and
@@ -260,6 +263,36 @@ func isGeneratedPackage(t *testing.T, p string) bool {
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
 	return line
+}
+
+// Whoever reads the tree for the first time finds each package in the list.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// a/{b,c} stands for a/b and a/c.
+	list := regexp.MustCompile(`([a-z/]+)\{([^}]+)\}`).ReplaceAllStringFunc(string(text), func(braces string) string {
+		dir, names, _ := strings.Cut(strings.TrimSuffix(braces, "}"), "{")
+		return dir + strings.ReplaceAll(names, ",", " "+dir)
+	})
+	words := map[string]bool{}
+	for _, w := range strings.FieldsFunc(list, func(r rune) bool {
+		return !strings.ContainsRune("/-", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	}) {
+		words[w] = true
+	}
+	seen := map[string]bool{}
+	for _, f := range files(t) {
+		pkg := path.Dir(f.name)
+		if seen[pkg] || strings.HasSuffix(pkg, "test") && pkg != "internal/wiretest" {
+			continue
+		}
+		seen[pkg] = true
+		if !words[pkg] {
+			t.Errorf("docs/architecture.md says nothing of %s", pkg)
+		}
+	}
 }
 
 func TestFormattedByGofmt(t *testing.T) {
