@@ -1,19 +1,17 @@
 // Package fdstore keeps file descriptors under names, beyond the life of the
 // process that uses them where the implementation can.
 //
-// The daemon takes every descriptor that must survive it (TAP queues, later
-// sockets and the flow table's memory) through a Store, and so is written for
-// restarts from the first day. Memory, the implementation here, holds them inside
-// the process and loses them with it. Two others fit behind the same interface:
+// The daemon takes every descriptor that must survive it (TAP queues, sockets, the
+// flow table's memory) through a Store, and so does not know who keeps them:
 //
-//   - a keeper, a small process beside the daemon: Put sends duplicates over a unix
-//     socket (SCM_RIGHTS), Get receives them, Names lists what the keeper has;
-//   - systemd's file descriptor store (sd_pid_notify_with_fds(3)): Put is
-//     FDSTORE=1 with FDNAME=name, Remove is FDSTOREREMOVE=1, and what Get and Names
-//     answer came in through LISTEN_FDS and LISTEN_FDNAMES.
+//   - keeper.Client: its parent process, which gets duplicates over a unix socket
+//     (SCM_RIGHTS);
+//   - sdnotify.Store, by which that parent keeps them in turn: the file descriptor
+//     store of a service manager (sd_pid_notify_with_fds(3));
+//   - Memory, here: the process itself, which loses them with its end.
 //
-// Neither shares descriptor numbers with the daemon. That is why a Store always
-// works with duplicates: code that runs with Memory runs with them.
+// The first two share no descriptor numbers with the daemon. That is why a Store
+// always works with duplicates: code that runs with Memory runs with them.
 package fdstore
 
 import (

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Everything here runs inside the pod's namespace, on the thread of Namespace.do.
+// Everything here runs inside the pod's namespace, on the thread of Namespace.Do.
 //
 // What a pod sees: one address of each family and no subnet, so every packet
 // goes to the gateway; the gateway's MAC is known for good, so it is never asked
@@ -255,11 +255,13 @@ func RemoveTAP(h *netlink.Handle, name string, mac net.HardwareAddr) error {
 	return nil
 }
 
+// IsTAP reports whether an interface is a TAP device.
 func IsTAP(link netlink.Link) bool {
 	t, ok := link.(*netlink.Tuntap)
 	return ok && t.Mode == netlink.TUNTAP_MODE_TAP
 }
 
+// IsNotFound reports whether err says that there is no such interface.
 func IsNotFound(err error) bool {
 	var notFound netlink.LinkNotFoundError
 	return errors.As(err, &notFound)

@@ -28,12 +28,15 @@ type Addr struct {
 	Gateway netip.Addr
 }
 
+// Is6 reports whether it is IPv6's.
 func (a Addr) Is6() bool { return a.Addr.Is6() }
 
 // minMTU6Bytes is the least MTU that IPv6 works with (RFC 8200 section 5): with
 // less, Linux takes IPv6 off the interface.
 const minMTU6Bytes = 1280
 
+// SpecOfReply decodes what the daemon says a new interface is to be like. An error says
+// which field is wrong.
 func SpecOfReply(ifname string, r *apiv1.AddPodReply) (*Spec, error) {
 	s := &Spec{
 		Name:          ifname,
@@ -49,6 +52,8 @@ func SpecOfReply(ifname string, r *apiv1.AddPodReply) (*Spec, error) {
 	return s, s.decode(r.GetMac(), r.GetGatewayMac(), r.GetIps(), r.GetGateways(), r.GetRoutes())
 }
 
+// SpecOfCheck decodes what the daemon says one that exists is to be like, as far as that
+// can be looked at: without queues, and limits that only making it sets.
 func SpecOfCheck(r *apiv1.CheckPodReply) (*Spec, error) {
 	a := r.GetAttachment()
 	s := &Spec{Name: a.GetKey().GetIfname(), MTUBytes: int(a.GetMtuBytes())}
