@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -53,7 +54,13 @@ func (k *keeper) start() (*child, error) {
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.cmd.Start(); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("keeper: start the dataplane: %w", err)
+		err = fmt.Errorf("keeper: start the dataplane: %w", err)
+		if errors.Is(err, syscall.EACCES) {
+			// A dynamic one is run by its loader, which is among the programs closed to a
+			// confined keeper.
+			err = fmt.Errorf("%w; want a program that this user may run, and a static one: CGO_ENABLED=0, as make build has it", err)
+		}
+		return nil, err
 	}
 	served := make(chan struct{})
 	go func() {

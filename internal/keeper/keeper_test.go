@@ -261,7 +261,7 @@ func TestWhyARestartIsRefused(t *testing.T) {
 		{"the successor says why", "explains", "it is Monday"},
 		{"it says nothing", "refuses", os.Args[0] + " ended before it began: exit status 3; what it said is in the daemon's log"},
 		{"it neither begins nor ends", "hangs", os.Args[0] + " did nothing for 300ms: is it a vswitch?"},
-		{"it is no program", "", "keeper: start the dataplane: fork/exec /dev/null: permission denied"},
+		{"it is no program", "", "keeper: start the dataplane: fork/exec /dev/null: permission denied; want a program that this user may run, and a static one: CGO_ENABLED=0, as make build has it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := start(t, func(n int) string {
