@@ -29,6 +29,8 @@ func (d *lockedDataplane) PutService(s Service) error {
 	return d.strictDataplane.PutService(s)
 }
 
+func (d *lockedDataplane) Together(f func()) { f() }
+
 func (d *lockedDataplane) DeleteTunnel(k TunnelKey) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

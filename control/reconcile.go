@@ -2,6 +2,7 @@ package control
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 
 	"vswitch/vswitch/frame"
@@ -160,27 +161,46 @@ func (r *Reconciler) Step(now time.Time) (next time.Time) {
 			next = t
 		}
 	}
-	for _, c := range r.changes() {
+	one := func(c Change) {
 		held, failed := r.standing(&c)
 		if c.deletes() && !c.Collides {
 			if !r.synced {
-				continue
+				return
 			}
 			if held {
 				later(r.heldUntil)
-				continue
+				return
 			}
 		}
 		if failed.count > 0 && now.Before(failed.next) {
 			later(failed.next)
-			continue
+			return
 		}
 		err := r.apply(&c, *failed)
 		if _, failed = r.standing(&c); err == nil { // where the item stands now
 			*failed = failure{}
-			continue
+			return
 		}
 		later(r.failed(failed, &c, now, err))
+	}
+	all := r.changes()
+	for len(all) > 0 {
+		n := 1
+		if all[0].ofTunnel() {
+			if n = slices.IndexFunc(all, func(c Change) bool { return !c.ofTunnel() }); n < 0 {
+				n = len(all)
+			}
+		}
+		if n == 1 {
+			one(all[0])
+		} else {
+			r.dp.Together(func() {
+				for _, c := range all[:n] {
+					one(c)
+				}
+			})
+		}
+		all = all[n:]
 	}
 	return next
 }
@@ -261,6 +281,8 @@ func (r *Reconciler) doubtService(key ServiceKey) *Service {
 	s.Affinity = -1
 	return &s
 }
+
+func (c *Change) ofTunnel() bool { return c.Op == PutTunnel || c.Op == DeleteTunnel }
 
 func (c *Change) deletes() bool { return c.Op == DeleteTunnel || c.Op == DeleteService }
 

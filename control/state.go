@@ -127,7 +127,12 @@ type Endpoint struct {
 // gateway. Calls come from one goroutine. Put replaces what has the same key;
 // Delete of what is not there is no error. A call that failed is made again,
 // later and as often as it takes.
+//
+// Together calls f, which calls the other methods for tunnels alone; what that changes
+// may be in force only at its end. To change all tunnels of a large cluster one by one
+// would cost the square of their number.
 type Dataplane interface {
+	Together(f func())
 	PutTunnel(Tunnel) error
 	DeleteTunnel(TunnelKey) error
 	PutService(Service) error

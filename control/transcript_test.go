@@ -401,6 +401,8 @@ func (d *strictDataplane) PutService(s Service) error {
 	return d.call(Change{Op: PutService, Service: s}, taken, func() { d.services[s.ServiceKey] = s })
 }
 
+func (d *strictDataplane) Together(f func()) { f() }
+
 func (d *strictDataplane) DeleteTunnel(k TunnelKey) error {
 	return d.call(Change{Op: DeleteTunnel, Tunnel: Tunnel{TunnelKey: k}}, false, func() { delete(d.tunnels, k) })
 }

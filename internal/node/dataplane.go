@@ -36,6 +36,9 @@ type dataplane struct {
 
 	mu       sync.Mutex // guards all below
 	members  map[control.TunnelKey]*peer
+	ids      map[uint32]bool         // of members
+	ports    map[uint16]int          // by how many members' a tunnel port is used
+	together bool                    // facts are published later
 	prefixes map[netip.Prefix]uint32 // by whom each is routed now
 	hosts    map[netip.Addr]int      // how many nodes have an underlay address, this one among them
 	vips     map[netip.Addr]int      // how many service ports have an outside address
@@ -45,6 +48,7 @@ type dataplane struct {
 // tunnelPeers and serviceTable are the parts of the tunnel and the gateway that
 // the reconciler's wishes go to.
 type tunnelPeers interface {
+	Together(func())
 	SetPeer(vxlan.Peer) error
 	RemovePeer(id uint32) bool
 	TakesIngress(id uint32) bool
@@ -76,7 +80,7 @@ type switcher interface {
 func newDataplane(node string, underlays []netip.Addr, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
 	d := &dataplane{
 		node: node, fib: f, flows: flows, tunnel: t,
-		members: map[control.TunnelKey]*peer{}, prefixes: map[netip.Prefix]uint32{},
+		members: map[control.TunnelKey]*peer{}, ids: map[uint32]bool{}, ports: map[uint16]int{}, prefixes: map[netip.Prefix]uint32{},
 		hosts: map[netip.Addr]int{}, vips: map[netip.Addr]int{}, services: map[control.ServiceKey]control.Service{},
 	}
 	for _, a := range underlays {
@@ -92,6 +96,20 @@ func (d *dataplane) serve(g serviceTable, sw switcher, facts vswitch.Facts) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.gateway, d.sw, d.facts = g, sw, facts
+	d.publishFacts()
+}
+
+// Together implements control.Dataplane.
+func (d *dataplane) Together(f func()) {
+	d.setTogether(true)
+	defer d.setTogether(false)
+	d.tunnel.Together(f)
+}
+
+func (d *dataplane) setTogether(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.together = on
 	d.publishFacts()
 }
 
@@ -114,12 +132,15 @@ func (d *dataplane) PutTunnel(t control.Tunnel) error {
 		return err
 	}
 	d.members[t.TunnelKey] = p
+	d.ids[p.id] = true
+	d.usePorts(t.Ports, 1)
 	d.host(t.Underlay)
 	for _, prefix := range t.Prefixes {
 		d.prefixes[prefix] = p.id
 		d.fib.SetPrefix(prefix, fib.NextHop{Kind: fib.Peer, Index: p.id})
 	}
 	if old != nil {
+		d.usePorts(old.Ports, -1)
 		d.unroute(old, t.Prefixes)
 		d.unhost(old.Underlay)
 	}
@@ -133,19 +154,19 @@ func (d *dataplane) PutTunnel(t control.Tunnel) error {
 func (d *dataplane) newID(k control.TunnelKey) uint32 {
 	sum := sha256.Sum256([]byte(k.String()))
 	id := binary.BigEndian.Uint32(sum[:]) & fib.MaxIndex
-	for id == 0 || d.idTaken(id) {
+	for id == 0 || d.ids[id] {
 		id = (id + 1) & fib.MaxIndex
 	}
 	return id
 }
 
-func (d *dataplane) idTaken(id uint32) bool {
-	for _, p := range d.members {
-		if p.id == id {
-			return true
+// usePorts counts a member's tunnel ports, or discounts them.
+func (d *dataplane) usePorts(ports []uint16, by int) {
+	for _, p := range ports {
+		if d.ports[p] += by; d.ports[p] == 0 {
+			delete(d.ports, p)
 		}
 	}
-	return false
 }
 
 // DeleteTunnel implements control.Dataplane.
@@ -160,6 +181,8 @@ func (d *dataplane) DeleteTunnel(k control.TunnelKey) error {
 	d.tunnel.RemovePeer(p.id)
 	d.unhost(p.Underlay)
 	delete(d.members, k)
+	delete(d.ids, p.id)
+	d.usePorts(p.Ports, -1)
 	d.publishFacts()
 	return nil
 }
@@ -254,20 +277,13 @@ func (d *dataplane) leadsTo(a netip.Addr, k fib.Kind) bool {
 // publishFacts tells the switch every port at which some node accepts tunnelled
 // frames, so that no pod can send such a frame itself.
 func (d *dataplane) publishFacts() {
-	if d.sw == nil {
+	if d.sw == nil || d.together {
 		return
 	}
-	ports := map[uint16]bool{}
-	for _, p := range d.facts.TunnelPorts {
-		ports[p] = true
-	}
-	for _, m := range d.members {
-		for _, p := range m.Ports {
-			ports[p] = true
-		}
-	}
 	f := d.facts
-	f.TunnelPorts = slices.Sorted(maps.Keys(ports))
+	f.TunnelPorts = slices.Concat(f.TunnelPorts, slices.Collect(maps.Keys(d.ports)))
+	slices.Sort(f.TunnelPorts)
+	f.TunnelPorts = slices.Compact(f.TunnelPorts)
 	d.sw.SetFacts(f)
 }
 

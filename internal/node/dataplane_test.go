@@ -26,6 +26,8 @@ type peers struct {
 	trains map[uint32]vxlan.TrainState
 }
 
+func (p *peers) Together(f func()) { f() }
+
 func (p *peers) SetPeer(x vxlan.Peer) error {
 	if p.err != nil {
 		return p.err

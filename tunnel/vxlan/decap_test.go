@@ -230,6 +230,23 @@ func TestMembership(t *testing.T) {
 		t.Error("RemovePeer reports the wrong thing")
 	}
 	expect("removed", two, 0, drop.NotMember)
+
+	b.Together(func() {
+		setPeer(t, b, peer(2, two))
+		if err := b.SetPeer(peer(3, two)); !errors.Is(err, vxlan.ErrPeerTaken) {
+			t.Errorf("one more with the port of a member not yet published: %v, want %v", err, vxlan.ErrPeerTaken)
+		}
+		if !b.RemovePeer(1) || b.RemovePeer(1) {
+			t.Error("RemovePeer reports the wrong thing of what is not yet published")
+		}
+		expect("before changes made together are published", one, 1, drop.None)
+	})
+	expect("after they are", two, 2, drop.None)
+	expect("after they are, the removed", one, 0, drop.NotMember)
+	b.Together(func() {
+		b.RemovePeer(2)
+		setPeer(t, b, peer(1, one))
+	})
 	expect("the one that stays", one, 1, drop.None)
 
 	flannel := vxlan.Peer{ID: 4, Node: "f", Underlay: underlay, AnyPort: true, MAC: macA}

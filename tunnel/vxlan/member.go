@@ -107,28 +107,56 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m.pathMTU.Store(int32(t.paths.podMTUTo(wire.AddrFrom(m.Underlay))))
-	now := t.members.Load()
-	m.inherit(now.byID[p.ID])
-	next := now.without(p.ID)
-	if err := next.add(m); err != nil {
+	next, done := t.edit()
+	defer done()
+	old := next.byID[p.ID]
+	m.inherit(old)
+	if err := next.vacant(m); err != nil {
 		return fmt.Errorf("vxlan: peer %q: %w", p.Node, err)
 	}
-	t.members.Store(next)
-	t.governor.changed()
+	next.remove(old)
+	next.add(m)
 	return nil
+}
+
+// Together publishes what f changes of the members at once, at its end: each change by
+// itself copies them all, which for every node of a large cluster is the square of their
+// number. One goroutine calls it and, within f, the tunnel's methods.
+func (t *Tunnel) Together(f func()) {
+	t.mu.Lock()
+	t.draft = t.members.Load().clone()
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.members.Store(t.draft)
+		t.draft = nil
+		t.governor.changed()
+	}()
+	f()
+}
+
+// edit gives the members to change, and what publishes them afterwards. Callers hold mu.
+func (t *Tunnel) edit() (next *members, done func()) {
+	if t.draft != nil {
+		return t.draft, func() {}
+	}
+	next = t.members.Load().clone()
+	return next, func() {
+		t.members.Store(next)
+		t.governor.changed()
+	}
 }
 
 // RemovePeer removes a member and reports whether it was there.
 func (t *Tunnel) RemovePeer(id uint32) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.members.Load()
-	if now.byID[id] == nil {
-		return false
-	}
-	t.members.Store(now.without(id))
-	t.governor.changed()
-	return true
+	next, done := t.edit()
+	defer done()
+	m := next.byID[id]
+	next.remove(m)
+	return m != nil
 }
 
 // TakesIngress reports whether a member takes frames from outside the cluster. It
@@ -171,42 +199,54 @@ func (t *Tunnel) newMember(p Peer) (*member, error) {
 	return m, nil
 }
 
-// without copies the snapshot, less one member.
-func (ms *members) without(id uint32) *members {
-	next := &members{byID: maps.Clone(ms.byID), bySource: maps.Clone(ms.bySource), byAddr: maps.Clone(ms.byAddr)}
-	old := next.byID[id]
-	if old == nil {
-		return next
-	}
-	delete(next.byID, id)
-	if old.AnyPort {
-		delete(next.byAddr, wire.AddrFrom(old.Underlay))
-		return next
-	}
-	for _, a := range old.sources() {
-		delete(next.bySource, a)
-	}
-	return next
+// clone copies a snapshot, to be changed.
+func (ms *members) clone() *members {
+	return &members{byID: maps.Clone(ms.byID), bySource: maps.Clone(ms.bySource), byAddr: maps.Clone(ms.byAddr)}
 }
 
-// add puts a member into a snapshot that is not published yet.
-func (ms *members) add(m *member) error {
+// The three below are for a snapshot that is not published yet.
+
+// remove takes a member out; nil: none.
+func (ms *members) remove(m *member) {
+	if m == nil {
+		return
+	}
+	delete(ms.byID, m.ID)
 	if m.AnyPort {
-		ip := wire.AddrFrom(m.Underlay)
-		if other := ms.byAddr[ip]; other != nil {
+		delete(ms.byAddr, wire.AddrFrom(m.Underlay))
+		return
+	}
+	for _, a := range m.sources() {
+		delete(ms.bySource, a)
+	}
+}
+
+// vacant reports whether no member but the one with m's ID sends from where m does.
+func (ms *members) vacant(m *member) error {
+	if m.AnyPort {
+		if other := ms.byAddr[wire.AddrFrom(m.Underlay)]; other != nil && other.ID != m.ID {
 			return fmt.Errorf("%v, any port: %w (%s)", m.Underlay, ErrPeerTaken, other.Node)
 		}
-		ms.byAddr[ip] = m
-	} else {
-		for _, a := range m.sources() {
-			if other := ms.bySource[a]; other != nil && other != m {
-				return fmt.Errorf("%v: %w (%s)", a, ErrPeerTaken, other.Node)
-			}
-			ms.bySource[a] = m
+		return nil
+	}
+	for _, a := range m.sources() {
+		if other := ms.bySource[a]; other != nil && other.ID != m.ID {
+			return fmt.Errorf("%v: %w (%s)", a, ErrPeerTaken, other.Node)
 		}
 	}
-	ms.byID[m.ID] = m
 	return nil
+}
+
+// add puts in a member for which there is room.
+func (ms *members) add(m *member) {
+	ms.byID[m.ID] = m
+	if m.AnyPort {
+		ms.byAddr[wire.AddrFrom(m.Underlay)] = m
+		return
+	}
+	for _, a := range m.sources() {
+		ms.bySource[a] = m
+	}
 }
 
 // sources are the addresses it sends from, where they are known.

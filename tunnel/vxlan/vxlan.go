@@ -144,7 +144,8 @@ type Tunnel struct {
 
 	governor governor
 
-	mu sync.Mutex // serialises writers of members; guards paths, but for its atomic
+	mu    sync.Mutex // serialises writers of members; guards paths, but for its atomic, and draft
+	draft *members   // not published yet; nil: what is changed is published at once
 }
 
 // underlay is one address to send from.
