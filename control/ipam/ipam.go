@@ -57,6 +57,8 @@ type Pool struct {
 	file  statefile.File
 	boot  string
 
+	writing sync.Mutex // one writer of the file at a time; taken before mu
+
 	mu     sync.Mutex
 	holder map[string]uint64 // number by holder; guarded by mu, as is all below
 	used   map[uint64]string
@@ -275,28 +277,29 @@ func (p *Pool) Free() int {
 }
 
 // Flush writes the file if something changed since it was written.
-func (p *Pool) Flush() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.ahead {
-		return nil
-	}
-	return p.write()
-}
+func (p *Pool) Flush() error { return p.write(false) }
 
 // Save writes the file though nothing changed: for when it has gone.
-func (p *Pool) Save() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.write()
-}
+func (p *Pool) Save() error { return p.write(true) }
 
-func (p *Pool) write() error {
-	s := state{BootID: p.boot, CIDRs: p.cidrs, Last: p.last, Leases: p.holder, Alien: p.alien}
+// write writes what there is when it begins. Meanwhile addresses are leased and released.
+func (p *Pool) write(unchanged bool) error {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	p.mu.Lock()
+	s := state{BootID: p.boot, CIDRs: p.cidrs, Last: p.last, Leases: maps.Clone(p.holder), Alien: maps.Clone(p.alien)}
+	ahead := p.ahead
+	p.ahead = false
+	p.mu.Unlock()
+	if !ahead && !unchanged {
+		return nil
+	}
 	if err := p.file.Write(s); err != nil {
+		p.mu.Lock()
+		p.ahead = p.ahead || ahead
+		p.mu.Unlock()
 		return fmt.Errorf("ipam: %w", err)
 	}
-	p.ahead = false
 	return nil
 }
 

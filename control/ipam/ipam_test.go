@@ -9,7 +9,9 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -198,6 +200,56 @@ func TestWhatCannotBeWrittenIsWrittenLater(t *testing.T) {
 	flush(t, p)
 	if _, err := os.Stat(path); err == nil {
 		t.Error("written though nothing changed")
+	}
+}
+
+func TestNobodyWaitsForTheDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ipam.json")
+	p := open(t, path, "boot", "192.0.2.0/24")
+	lease(t, p, "a")
+	// Another writer of the file stands for a disk that takes its time.
+	aside, err := os.Create(path + ".new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer aside.Close()
+	if err := unix.Flock(int(aside.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	flushed := make(chan error, 1)
+	go func() { flushed <- p.Flush() }()
+	leased := make(chan error, 1)
+	go func() {
+		for begun := false; !begun; {
+			p.mu.Lock()
+			begun = !p.ahead
+			p.mu.Unlock()
+		}
+		_, err := p.Lease("b")
+		leased <- err
+	}()
+	select {
+	case err := <-leased:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a lease waits until the file is written")
+	}
+	select {
+	case err := <-flushed:
+		t.Errorf("written meanwhile: %v", err)
+	default:
+	}
+	if err := unix.Flock(int(aside.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-flushed; err != nil {
+		t.Fatal(err)
+	}
+	flush(t, p)
+	if h := open(t, path, "boot", "192.0.2.0/24").Holders(); !slices.Equal(h, []string{"a", "b"}) {
+		t.Errorf("holders %v, want [a b]", h)
 	}
 }
 
