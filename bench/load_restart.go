@@ -86,7 +86,7 @@ func (l *Load) eventTime() time.Duration {
 // aroundTime is how long a load takes beside what it measures, roughly and at most.
 func (l *Load) aroundTime() time.Duration {
 	if l.Kind == "sync" {
-		return 90 * time.Second
+		return 150 * time.Second
 	}
 	return 0
 }

@@ -42,6 +42,9 @@ func (r *Result) Plots() []Plot {
 	if b := r.curves(); b != nil {
 		plots = append(plots, Plot{"latency", "Latency by percentile", b})
 	}
+	if b := r.growth(); b != nil {
+		plots = append(plots, Plot{"growth", "What a node takes to know a cluster, by the cluster's nodes", b})
+	}
 	return plots
 }
 

@@ -30,7 +30,13 @@ func example() *Result {
 	slow.Goal, fast.Goal = 0.9, 10
 	fast.Scenario.Baseline = "ovs-netdev"
 	one, two := latencies("same-node/udp-rtt"), latencies("two-nodes/udp-rtt")
-	return &Result{Rows: []Row{slow, fast, measured("no goal", true, 1, 1.1, 1.2), failed("broken"), one, one.also(Also{Name: "same-node/udp-rtt/p99", Metric: "p99"}), two}}
+	sync := func(t Topology, nodes int) Row {
+		r := Row{Scenario: Scenario{Name: "scale", Metric: "sync", Topology: t, Load: Load{Kind: "sync"}, Baseline: NoBaseline}, Unit: "s"}
+		r.Cluster.Nodes, r.Cluster.Pods, r.Cluster.Services = nodes, 30*nodes, 2*nodes
+		r.Subject.Samples = []Sample{{Figures: map[string]float64{"sync": 1, "memory": 100, "cpu": 2, "p99": float64(nodes)}}}
+		return r
+	}
+	return &Result{Rows: []Row{sync(Simulated, 1000), sync(Simulated, 20000), sync(Kubernetes, 5000), slow, fast, measured("no goal", true, 1, 1.1, 1.2), failed("broken"), one, one.also(Also{Name: "same-node/udp-rtt/p99", Metric: "p99"}), two}}
 }
 
 func TestPlotsAreWellFormedAndHoldEveryRow(t *testing.T) {
@@ -39,6 +45,7 @@ func TestPlotsAreWellFormedAndHoldEveryRow(t *testing.T) {
 		"ratios":     {"slow &amp; &lt;odd&gt;", "no goal", "broken", "failed", "&gt;= 0.9, missed"},
 		"user-space": {"fast", "&gt;= 10, met"},
 		"times":      {"same-node/udp-rtt/p50", "same-node/udp-rtt/p99"},
+		"growth":     {"1000<", "20000<", "simulated", "real", "MB"},
 		"latency":    {"same-node/udp-rtt<", "two-nodes/udp-rtt<", "p99.9", "vswitch", "kernel-bridge"},
 	}
 	if len(plots) != len(want) {
