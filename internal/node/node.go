@@ -144,6 +144,8 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	// not wait for them.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), cfg.Workers+2))
 
+	resident.BoundGarbage()
+
 	for _, step := range []func() error{
 		n.openKeeper, n.openState, n.openTables, n.openTunnel, n.openController, n.openStore,
 		n.openMetrics, n.openAttachments, n.openAPI, n.serveHealth, n.holdClaim, n.startForwarding, n.startControl, n.servePods,
