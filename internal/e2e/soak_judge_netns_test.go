@@ -25,12 +25,12 @@ func (s *soak) look() {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		var self []struct {
-			PID        int
-			Goroutines float64
+			PID                   int
+			Goroutines, LiveBytes float64
 		}
 		more := holding{}
 		if n.Get(ctx, "process", &self) == nil && len(self) == 1 && self[0].PID == pid {
-			more["goroutines"] = self[0].Goroutines
+			more["goroutines"], more["live heap MiB"] = self[0].Goroutines, self[0].LiveBytes/(1<<20)
 		}
 		s.lookAt(now, fmt.Sprintf("dataplane of %s, process %d", n.Host, pid), pid, more)
 		var drops []struct {
