@@ -160,6 +160,13 @@ const clientPing = 5 * time.Second
 // quotaBytes is how large the store may grow. An object is about a kilobyte.
 const quotaBytes = 4 << 30
 
+// What one request may be, for files that are applied as one or not at all: operations of
+// a transaction, and bytes. etcd advises against more than 10 MiB (embed.Config).
+const (
+	MaxTxnOps       = 10_100
+	MaxRequestBytes = 10 << 20
+)
+
 // Serve runs the store until ctx ends. Its log, warnings and worse, goes to w, which is
 // kept from growing for ever where it is the log in c.Dir. It refuses a directory another
 // store serves.
@@ -204,6 +211,7 @@ func (c *Config) etcd(ctx context.Context, log io.Writer) (*embed.Config, error)
 	ec.Dir = filepath.Join(c.Dir, "data")
 	ec.TickMs, ec.ElectionMs = tickMillis, electionMillis
 	ec.QuotaBackendBytes = quotaBytes
+	ec.MaxTxnOps, ec.MaxRequestBytes = MaxTxnOps, MaxRequestBytes
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, "10m"
 	ec.LogLevel = "warn"
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapcore.NewCore(

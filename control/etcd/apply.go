@@ -7,7 +7,10 @@ import (
 	"strconv"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -19,16 +22,23 @@ import (
 // have passed. They are written in transactions of many, on condition that what
 // they were judged by has not changed; else the rest begins again with a new
 // reading. So the cost of a file goes with what is in it, not with its square, and a
-// file of no more than maxBatch objects and maxBatchBytes is applied as one or not at all.
+// file that fits into one transaction is applied as one or not at all. A longer one can
+// end in the middle; what was written then is left as it is when it is applied again.
 
-const (
-	// maxBatch objects of a transaction: with their conditions and guards below the
-	// 128 operations that etcd takes by default (--max-txn-ops).
-	maxBatch = 100
-	// maxBatchBytes keeps a request below the 1.5 MiB that etcd takes by default
-	// (--max-request-bytes).
-	maxBatchBytes = 1 << 20
+// batch is how much a transaction may be.
+type batch struct{ objects, bytes int }
+
+var (
+	// wide is for the embedded store, which takes MaxTxnOps and MaxRequestBytes of package
+	// embedded: with conditions and guards, and with what encoding adds.
+	wide = batch{objects: 10_000, bytes: 6 << 20}
+	// narrow is for any other, once it has refused a wide one: below the 128 operations and
+	// the 1.5 MiB that etcd takes by default (--max-txn-ops, --max-request-bytes).
+	narrow = batch{objects: 100, bytes: 1 << 20}
 )
+
+// errNarrow says that the store takes no wide transactions.
+var errNarrow = errors.New("the store takes smaller transactions only")
 
 // Apply creates or replaces objects that passed Validate, allocates what they leave
 // open (ClusterIPs, NodePorts), and returns them as stored: all of them or, up to
@@ -47,6 +57,9 @@ func (s *Store) Apply(ctx context.Context, objs []control.Object) ([]control.Obj
 		out = append(out, stored...)
 		switch {
 		case err == nil:
+		case errors.Is(err, errNarrow):
+			s.narrow.Store(true)
+			continue
 		case !errors.Is(err, errRaced):
 			return out, err
 		case !yield(ctx, attempt):
@@ -73,7 +86,7 @@ func (s *Store) applyRest(ctx context.Context, objs []control.Object) ([]control
 	}
 	var out []control.Object
 	for len(judged) > 0 {
-		n := batchLen(judged)
+		n := s.batch().length(judged)
 		if err := s.writeBatch(ctx, j, judged[:n]); err != nil {
 			return out, err
 		}
@@ -82,12 +95,27 @@ func (s *Store) applyRest(ctx context.Context, objs []control.Object) ([]control
 	return out, nil
 }
 
-// batchLen is how many of the first objects may share a transaction, in which no
+func (s *Store) batch() batch {
+	if s.narrow.Load() {
+		return narrow
+	}
+	return wide
+}
+
+// refused is the error of a transaction of a batch's size, or errNarrow.
+func (s *Store) refused(err error) error {
+	if !s.narrow.Load() && (errors.Is(err, rpctypes.ErrTooManyOps) || errors.Is(err, rpctypes.ErrRequestTooLarge) || status.Code(err) == codes.ResourceExhausted) {
+		return errNarrow
+	}
+	return s.wrap(err)
+}
+
+// length is how many of the first objects may share a transaction, in which no
 // key may be written twice.
-func batchLen(objs []control.Object) int {
+func (b batch) length(objs []control.Object) int {
 	seen := map[control.Key]bool{}
 	for i, o := range objs {
-		if i == maxBatch || seen[control.KeyOf(o)] {
+		if i == b.objects || seen[control.KeyOf(o)] {
 			return i
 		}
 		seen[control.KeyOf(o)] = true
@@ -190,7 +218,7 @@ func (s *Store) predecessors(ctx context.Context, objs []control.Object) ([]*mvc
 	}
 	r, err := s.client.Txn(ctx).Then(gets...).Commit()
 	if err != nil {
-		return nil, s.wrap(err)
+		return nil, s.refused(err)
 	}
 	old := make([]*mvccpb.KeyValue, len(objs))
 	for i := range objs {
@@ -232,7 +260,7 @@ func (w *write) add(ctx context.Context, o control.Object, old *mvccpb.KeyValue)
 		o.SetResourceVersion(strconv.FormatInt(oldRevision, 10))
 		return nil
 	}
-	if w.bytes > 0 && w.bytes+len(value) > maxBatchBytes {
+	if w.bytes > 0 && w.bytes+len(value) > w.store.batch().bytes {
 		if err := w.commit(ctx); err != nil {
 			return err
 		}
@@ -261,7 +289,7 @@ func (w *write) commit(ctx context.Context) error {
 	defer cancel()
 	r, err := w.store.client.Txn(ctx).If(w.conditions...).Then(w.puts...).Commit()
 	if err != nil {
-		return w.store.wrap(err)
+		return w.store.refused(err)
 	}
 	if !r.Succeeded {
 		return errRaced

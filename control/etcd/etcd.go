@@ -32,6 +32,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -92,6 +93,7 @@ type Store struct {
 	claimed chan struct{} // closed once ClaimNode has succeeded
 	relist  chan struct{} // holds a token when the mirror must start over
 	pods    publisher
+	narrow  atomic.Bool // transactions are of that size, not wide
 
 	mu    sync.Mutex
 	claim *claim // guarded by mu; nil until claimed
@@ -120,7 +122,8 @@ func New(cfg Config) (*Store, error) {
 		DialTimeout:          cfg.Timeout,
 		DialKeepAliveTime:    cfg.LeaseTTL, // notices a peer that vanished without a word
 		DialKeepAliveTimeout: cfg.Timeout,
-		Logger:               zap.NewNop(), // its news is ours to tell: Reachable, and errors of calls
+		MaxCallSendMsgSize:   2 * wide.bytes, // the store says what is too much
+		Logger:               zap.NewNop(),   // its news is ours to tell: Reachable, and errors of calls
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax},
 			MinConnectTimeout: cfg.Timeout,

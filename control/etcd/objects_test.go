@@ -3,12 +3,18 @@ package etcd
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/embed"
 	corev1 "k8s.io/api/core/v1"
 
 	"vswitch/control"
@@ -103,18 +109,94 @@ endpoints: [{addresses: ["10.96.1.1"]}]
 	}
 }
 
+// manyServices is a file of services that leave their addresses open.
+func manyServices(n int) string {
+	var file strings.Builder
+	for i := range n {
+		file.WriteString(serviceYAML(fmt.Sprintf("s%d", i), "") + "\n---\n")
+	}
+	return file.String()
+}
+
+// The embedded store takes a file of thousands in one transaction.
+func TestALongFileIsAppliedAsOne(t *testing.T) {
+	s := newServer(t)
+	st := s.store("a", func(c *Config) { c.Timeout = 20 * time.Second })
+	out := s.apply(st, manyServices(2000))
+	for _, o := range out {
+		if v := o.GetResourceVersion(); v != out[0].GetResourceVersion() {
+			t.Fatalf("%s is at version %s, the first at %s: want one transaction", o.GetName(), v, out[0].GetResourceVersion())
+		}
+	}
+	if len(out) != 2000 || st.narrow.Load() {
+		t.Errorf("%d applied, narrow %v", len(out), st.narrow.Load())
+	}
+}
+
+// A store that takes less gets less at a time. Of what ended in the middle the rest is applied
+// when all is applied again.
+func TestALongFileAtAStoreOfDefaultLimits(t *testing.T) {
+	st, err := New(Config{
+		Endpoints: []string{plainEtcd(t)}, Node: "a", Timeout: 20 * time.Second,
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	services := 2*narrow.objects + 7
+	all := decode(t, manyServices(services))
+	begun, err := st.Apply(t.Context(), all[:narrow.objects+50])
+	if err != nil || !st.narrow.Load() {
+		t.Fatalf("%v; narrow: %v", err, st.narrow.Load())
+	}
+	out, err := st.Apply(t.Context(), all)
+	if err != nil || len(out) != services {
+		t.Fatalf("%d applied, %v; want %d", len(out), err, services)
+	}
+	versions := map[string]bool{}
+	for i, o := range out {
+		versions[o.GetResourceVersion()] = true
+		if i < len(begun) && o.GetResourceVersion() != begun[i].GetResourceVersion() {
+			t.Errorf("%s was written again", o.GetName())
+		}
+	}
+	if len(versions) < 3 || len(versions) > 5 {
+		t.Errorf("%d transactions, want few", len(versions))
+	}
+}
+
+// plainEtcd is a store with the limits that etcd has by default.
+func plainEtcd(t *testing.T) (endpoint string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "etcd") // short: a socket's path goes below it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	c := embed.NewConfig()
+	c.Dir, c.LogLevel, c.LogOutputs = dir+"/data", "panic", []string{os.DevNull}
+	nobody := url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
+	c.ListenPeerUrls, c.AdvertisePeerUrls, c.InitialCluster = nil, []url.URL{nobody}, c.Name+"="+nobody.String()
+	c.ListenClientUrls = []url.URL{{Scheme: "unix", Path: dir + "/s"}}
+	c.AdvertiseClientUrls = c.ListenClientUrls
+	e, err := embed.StartEtcd(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	<-e.Server.ReadyNotify()
+	return c.ListenClientUrls[0].String()
+}
+
 // TestALongFileIsAppliedInOrder applies more objects than one transaction takes,
 // the last of them another form of the first.
 func TestALongFileIsAppliedInOrder(t *testing.T) {
 	s := newServer(t)
 	st := s.store("a")
-	const services = 2*maxBatch + 7
-	var file strings.Builder
-	for i := range services {
-		file.WriteString(serviceYAML(fmt.Sprintf("s%d", i), "") + "\n---\n")
-	}
-	file.WriteString(serviceYAML("s0", "  externalTrafficPolicy: Local\n  type: NodePort\n"))
-	out := s.apply(st, file.String())
+	st.narrow.Store(true)
+	services := 2*narrow.objects + 7
+	out := s.apply(st, manyServices(services)+serviceYAML("s0", "  externalTrafficPolicy: Local\n  type: NodePort\n"))
 	if len(out) != services+1 {
 		t.Fatalf("%d applied, want %d", len(out), services+1)
 	}

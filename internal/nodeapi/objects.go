@@ -32,7 +32,7 @@ func (s *Server) Apply(ctx context.Context, r *apiv1.ApplyRequest) (*apiv1.Apply
 	}
 	stored, err := s.cfg.Objects.Apply(ctx, objs)
 	if err != nil && len(stored) > 0 { // another writer came in between
-		err = fmt.Errorf("%w (%d of %d objects are applied)", err, len(stored), len(objs))
+		err = fmt.Errorf("%w (%d of %d objects are applied; apply the same again for the rest)", err, len(stored), len(objs))
 	}
 	if err != nil {
 		return nil, statusOf(err)
