@@ -59,11 +59,11 @@ func (s *Source) ClaimNode(ctx context.Context, want control.Claim) (control.Cla
 // podCIDRs are those that Kubernetes gave a node.
 func podCIDRs(n *corev1.Node, want *control.Claim) ([]netip.Prefix, error) {
 	if len(n.Spec.PodCIDRs) == 0 && n.Spec.PodCIDR == "" {
-		return nil, fmt.Errorf("Node %s has no spec.podCIDRs yet: kube-controller-manager gives them when run with --allocate-node-cidrs and --cluster-cidr", n.Name)
+		return nil, fmt.Errorf("node %s has no spec.podCIDRs yet: kube-controller-manager gives them when run with --allocate-node-cidrs and --cluster-cidr", n.Name)
 	}
 	out, err := control.NodePrefixes(n)
 	if err != nil {
-		return nil, fmt.Errorf("Node %s: %w", n.Name, err)
+		return nil, fmt.Errorf("node %s: %w", n.Name, err)
 	}
 	for _, p := range out {
 		if !slices.ContainsFunc(want.ClusterCIDRs, func(c netip.Prefix) bool { return c.Overlaps(p) && c.Bits() <= p.Bits() }) {

@@ -74,7 +74,7 @@ func Apply(r Rights, m Mode) (lacks []*NeedsKernel, err error) {
 	if m == Off {
 		return nil, nil
 	}
-	time.Now().Zone() // has package time read the zone's file while it may
+	_, _ = time.Now().Zone() // has package time read the zone's file while it may
 	if usesCgo() {
 		return nil, errors.New("confine: this program was built with cgo, whose threads it can't reach: build it with CGO_ENABLED=0")
 	}

@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 
 func confined(as, dir string) {
 	before, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
 	own := Files{dir, Read | Write}
 	rights := map[string]Rights{"dataplane": Dataplane(own), "store": Store(own), "keeper": Keeper(os.Args[0], own)}[as]
 	var threads []chan func()

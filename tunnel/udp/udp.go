@@ -61,8 +61,7 @@ type Config struct {
 	// Local is the address to send from and receive at; port 0 takes a free one. No wildcard.
 	Local netip.AddrPort
 	// Socket is one that is bound to Local already, kept from before or opened by another
-	// process; 0: a new one is
-	// opened. Listen takes it over, also when it fails.
+	// process; 0: a new one is opened. Listen takes it over, also when it fails.
 	Socket int
 	// BufferBytes is the size of the socket's buffers; 0: DefaultBufferBytes.
 	BufferBytes int
