@@ -53,10 +53,24 @@ func (o *Objects) compileService(e *serviceEntry) []*Service {
 				continue
 			}
 			c.Endpoints = o.endpoints(e, p, &c)
+			if proto == UDP && (p.NodePort != 0 || len(c.LoadBalancerIPs)+len(c.ExternalIPs) > 0) {
+				o.checkReach(e, &c)
+			}
 			out = append(out, &c)
 		}
 	}
 	return out
+}
+
+// checkReach tells of endpoints of a UDP port that clients outside are sent to and can't
+// reach: programs on a node's own network. The gateway makes connections to those, and a
+// datagram has none.
+func (o *Objects) checkReach(e *serviceEntry, s *Service) {
+	for i := range s.Endpoints {
+		if a := s.Endpoints[i].Addr; o.atNode(a) {
+			e.problem(KeyOf(e.record), "port %q: clients outside the cluster don't reach %v over UDP: it is a node's own address, and only pods' are reached; pods reach both", s.PortName, a)
+		}
+	}
 }
 
 // othersToServe reports whether a label says that a service is not for the cluster's

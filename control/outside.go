@@ -104,11 +104,17 @@ func (o *Objects) refuseOurs(a netip.Addr) error {
 	return nil
 }
 
+// atNode reports whether an address is one at which a node is reached.
+func (o *Objects) atNode(a netip.Addr) bool {
+	_, ok := o.underlays[a]
+	return ok || slices.Contains(o.self.Underlays, a)
+}
+
 // refuseBalancer does so for what a load balancer's owner gave. That may be a
 // node's address: it is how those work that have none to give, and then only the
 // service's port is taken.
 func (o *Objects) refuseBalancer(a netip.Addr) error {
-	if _, ok := o.underlays[a]; ok || slices.Contains(o.self.Underlays, a) {
+	if o.atNode(a) {
 		return refuseSpecial(a)
 	}
 	return o.refuseOthers(a)
