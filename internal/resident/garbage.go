@@ -31,17 +31,18 @@ func BoundGarbage() {
 	}
 }
 
-// collected is garbage: its finalizer runs after each collection.
-type collected struct{ at int }
+// collected is garbage: its finalizer runs after each collection. It holds a pointer, as
+// what is small and holds none shares its memory with others, which may live on.
+type collected struct{ at *int }
 
 // mark has the next collection told. was is the percentage set last.
 func mark(was int) {
-	c := &collected{was}
+	c := &collected{&was}
 	runtime.SetFinalizer(c, func(c *collected) {
 		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 		metrics.Read(live)
 		is := percent(live[0].Value.Uint64())
-		if is != c.at {
+		if is != *c.at {
 			debug.SetGCPercent(is)
 		}
 		mark(is)
