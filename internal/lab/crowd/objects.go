@@ -86,14 +86,20 @@ func (c *Crowd) Node(i int) *corev1.Node {
 			Type: t, Status: s, Reason: "KubeletHas" + string(t), Message: "kubelet is posting " + string(t), LastHeartbeatTime: made, LastTransitionTime: made,
 		})
 	}
+	n.Status.Images = images
+	return n
+}
+
+// images are what every node has: nobody changes them.
+var images = func() (all []corev1.ContainerImage) {
 	for k := range imagesOfANode {
 		name := fmt.Sprintf("registry.example/team-%02d/service-%03d", k%10, k)
-		n.Status.Images = append(n.Status.Images, corev1.ContainerImage{
+		all = append(all, corev1.ContainerImage{
 			Names: []string{fmt.Sprintf("%s@sha256:%064x", name, k), name + ":v1.2.3"}, SizeBytes: int64(k+1) << 20,
 		})
 	}
-	return n
-}
+	return all
+}()
 
 func vtepMAC(i int) string { return fmt.Sprintf("02:00:00:%02x:%02x:%02x", i>>16&255, i>>8&255, i&255) }
 
