@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"sync"
-	"time"
 
 	"vswitch/internal/wire"
 	"vswitch/vswitch/flow"
@@ -68,15 +67,6 @@ func (f *forgetting) add(g *gateway.Gone) {
 	}
 }
 
-// A look takes some 2 ms, however few flows there are; in a large cluster endpoints of some
-// service go many times a second. The first is forgotten at once. After a look the next
-// waits a hundred times as long as it took, at most lookPause, and serves all that went
-// until then.
-const (
-	lookShare = 100
-	lookPause = 250 * time.Millisecond
-)
-
 // run forgets until ctx ends.
 func (f *forgetting) run(ctx context.Context) error {
 	for {
@@ -84,15 +74,8 @@ func (f *forgetting) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-f.wake:
+			f.once()
 		}
-		began := time.Now()
-		f.once()
-		rest := time.NewTimer(min(lookShare*time.Since(began), lookPause))
-		select {
-		case <-ctx.Done():
-		case <-rest.C:
-		}
-		rest.Stop()
 	}
 }
 
