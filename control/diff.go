@@ -50,37 +50,13 @@ func (c Change) String() string {
 	return c.Op.String() + " " + c.Service.ServiceKey.String()
 }
 
-// Diff is what turns have into want, in an order in which no traffic that both
-// carry is cut: ways first, then services, whose endpoints are reached by those
+// changes turn what there is into what is wanted, in an order in which no traffic that
+// both carry is cut: ways first, then services, whose endpoints are reached by those
 // ways; after that what is no longer wanted, services before the ways they use.
 //
 // One thing must come before: an address, a port or a prefix that passes from one
 // key to another is taken from the first, or the second could not have it. Two
 // services can so exchange their VIPs.
-func Diff(have, want State) []Change {
-	var c changes
-	tunnels := map[tunnelClaim]TunnelKey{}
-	for i := range want.Tunnels {
-		for at := range want.Tunnels[i].claims {
-			tunnels[at] = want.Tunnels[i].TunnelKey
-		}
-	}
-	for _, m := range match(have.Tunnels, want.Tunnels, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare) {
-		c.tunnel(m.have, m.want, func(at tunnelClaim) (TunnelKey, bool) { k, ok := tunnels[at]; return k, ok })
-	}
-	services := map[serviceClaim]ServiceKey{}
-	for i := range want.Services {
-		for at := range want.Services[i].claims {
-			services[at] = want.Services[i].ServiceKey
-		}
-	}
-	for _, m := range match(have.Services, want.Services, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare) {
-		c.service(m.have, m.want, func(at serviceClaim) (ServiceKey, bool) { k, ok := services[at]; return k, ok })
-	}
-	return c.inOrder()
-}
-
-// changes collects them by their place in the order.
 type changes struct {
 	free, put, dropServices, dropTunnels []Change
 }

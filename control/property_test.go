@@ -164,7 +164,7 @@ spec: {externalTrafficPolicy: Local, internalTrafficPolicy: Local, selector: {ti
 // applied is a state after a delta, which must say nothing that is so already.
 func applied(t *rapid.T, s State, d Delta) State {
 	dp := newStrictDataplane()
-	for _, c := range Diff(State{}, s) {
+	for _, c := range diff(State{}, s) {
 		mustDo(t, dp, c)
 	}
 	for _, tun := range d.PutTunnels {
@@ -250,15 +250,15 @@ func TestDiffLeadsFromAnyStateToAnyOther(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		have, want := anyState(t), anyState(t)
 		dp := newStrictDataplane()
-		for _, c := range Diff(State{}, have) {
+		for _, c := range diff(State{}, have) {
 			mustDo(t, dp, c)
 		}
 		dp.calls = nil
-		for _, c := range Diff(have, want) {
+		for _, c := range diff(have, want) {
 			mustDo(t, dp, c)
 		}
 		sameState(t, dp.state(), want)
-		if again := Diff(dp.state(), want); len(again) > 0 {
+		if again := diff(dp.state(), want); len(again) > 0 {
 			t.Fatalf("still to do: %v", again)
 		}
 	})
@@ -270,7 +270,7 @@ func TestDiffTouchesOnlyWhatDiffers(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		have, want := anyState(t), anyState(t)
 		stage := 0
-		for _, c := range Diff(have, want) {
+		for _, c := range diff(have, want) {
 			for _, s := range have.Services {
 				if i := slices.IndexFunc(want.Services, func(w Service) bool { return w.equal(&s) }); i >= 0 && c.key() == any(s.ServiceKey) {
 					t.Fatalf("%v, though it is wanted as it is", c)
@@ -373,7 +373,7 @@ func TestReconcilerConverges(t *testing.T) {
 			}
 			for range rapid.IntRange(0, 3).Draw(t, "steps") {
 				before := dp.state()
-				if got, all := r.changes(), Diff(r.believed(), want); !reflect.DeepEqual(got, all) {
+				if got, all := r.changes(), diff(r.believed(), want); !reflect.DeepEqual(got, all) {
 					t.Fatalf("open changes %v, of all %v", got, all)
 				}
 				if next := r.Step(now); !next.IsZero() {
@@ -429,4 +429,35 @@ func TestIdentitiesTellPodsApart(t *testing.T) {
 	if second := set.State().Services[0].Endpoints[0].ID; second == first || second == 0 {
 		t.Errorf("another pod at the address has identity %d, like the first", second)
 	}
+}
+
+// diff is all that turns have into want: the slow twin of what a Reconciler does by deltas.
+func diff(have, want State) []Change {
+	var c changes
+	tunnels := map[tunnelClaim]TunnelKey{}
+	for i := range want.Tunnels {
+		for at := range want.Tunnels[i].claims {
+			tunnels[at] = want.Tunnels[i].TunnelKey
+		}
+	}
+	for _, m := range match(have.Tunnels, want.Tunnels, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare) {
+		c.tunnel(m.have, m.want, func(at tunnelClaim) (TunnelKey, bool) { k, ok := tunnels[at]; return k, ok })
+	}
+	services := map[serviceClaim]ServiceKey{}
+	for i := range want.Services {
+		for at := range want.Services[i].claims {
+			services[at] = want.Services[i].ServiceKey
+		}
+	}
+	for _, m := range match(have.Services, want.Services, func(s Service) ServiceKey { return s.ServiceKey }, ServiceKey.compare) {
+		c.service(m.have, m.want, func(at serviceClaim) (ServiceKey, bool) { k, ok := services[at]; return k, ok })
+	}
+	return c.inOrder()
+}
+
+func (c *Change) key() any {
+	if c.Op == PutTunnel || c.Op == DeleteTunnel {
+		return c.Tunnel.TunnelKey
+	}
+	return c.Service.ServiceKey
 }

@@ -113,7 +113,7 @@ func (r *Reconciler) release() {
 	r.services.release()
 }
 
-// changes are what is left to do, in the order of Diff.
+// changes are what is left to do, in order.
 func (r *Reconciler) changes() []Change {
 	var c changes
 	for _, k := range r.tunnels.open() {
@@ -285,10 +285,3 @@ func (r *Reconciler) doubtService(key ServiceKey) *Service {
 func (c *Change) ofTunnel() bool { return c.Op == PutTunnel || c.Op == DeleteTunnel }
 
 func (c *Change) deletes() bool { return c.Op == DeleteTunnel || c.Op == DeleteService }
-
-func (c *Change) key() any {
-	if c.Op == PutTunnel || c.Op == DeleteTunnel {
-		return c.Tunnel.TunnelKey
-	}
-	return c.Service.ServiceKey
-}

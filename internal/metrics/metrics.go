@@ -122,9 +122,6 @@ func (m *Set) Handler() http.Handler {
 	})
 }
 
-// Gatherer gives the metrics to tests.
-func (m *Set) Gatherer() prometheus.Gatherer { return m.registry }
-
 // collector reads the sources when scraped.
 type collector struct{ s Sources }
 

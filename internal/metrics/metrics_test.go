@@ -74,7 +74,7 @@ func newSet(s Sources) *Set {
 // ours are the metrics that are vswitch's own.
 func ours(t *testing.T, m *Set) []*dto.MetricFamily {
 	t.Helper()
-	all, err := m.Gatherer().Gather()
+	all, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestPodsWithCountersOfTheirOwnAreLimited(t *testing.T) {
 }
 
 func TestNamesAndUnitsFollowPrometheusConventions(t *testing.T) {
-	problems, err := testutil.GatherAndLint(newSet(sources()).Gatherer())
+	problems, err := testutil.GatherAndLint(newSet(sources()).registry)
 	if err != nil {
 		t.Fatal(err)
 	}

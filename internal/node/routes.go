@@ -3,19 +3,17 @@ package node
 import (
 	"net/netip"
 
+	"vswitch/control"
 	"vswitch/internal/config"
 	"vswitch/vswitch"
 	"vswitch/vswitch/fib"
 )
 
-// routerAddr is the first address behind the network address of a pod CIDR: the
-// node's own, never leased.
-func routerAddr(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
-
+// routerAddrs are the node's own addresses in its pod CIDRs.
 func routerAddrs(podCIDRs []netip.Prefix) []netip.Addr {
 	var out []netip.Addr
 	for _, p := range podCIDRs {
-		out = append(out, routerAddr(p))
+		out = append(out, control.RouterAddr(p))
 	}
 	return out
 }
