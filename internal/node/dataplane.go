@@ -258,6 +258,10 @@ func (d *dataplane) isNode(a netip.Addr) bool { return d.leadsTo(a, fib.Node) }
 // no lock.
 func (d *dataplane) leadsOut(a netip.Addr) bool { return d.leadsTo(a, fib.Egress) }
 
+// unreachable reports whether nothing leads to a, as to a pod that was just deleted. It
+// takes no lock.
+func (d *dataplane) unreachable(a netip.Addr) bool { return d.leadsTo(a, fib.Unreachable) }
+
 // isLocalPod reports whether a is a pod of this node. It takes no lock.
 func (d *dataplane) isLocalPod(a netip.Addr) bool { return d.leadsTo(a, fib.Port) }
 

@@ -165,7 +165,7 @@ func (n *node) startForwarding() error {
 		Cluster: n.cfg.ClusterCIDR, Service: n.cfg.ServiceCIDR,
 		Allowed: n.cfg.AllowEgress, HostLoopback: n.cfg.HostLoopback,
 		DeniedTCP:  slices.Concat(n.storePlaces(), n.metricsPlaces()),
-		IsLocalPod: n.dataplane.isLocalPod, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode, LeadsOut: n.dataplane.leadsOut,
+		IsLocalPod: n.dataplane.isLocalPod, Unreachable: n.dataplane.unreachable, TakesIngress: n.dataplane.takesIngress, IsNode: n.dataplane.isNode, LeadsOut: n.dataplane.leadsOut,
 		Keeper: n.fds, Bind: n.bind, Affinity: n.affinity,
 		NoNodePorts: !n.cfg.HostPorts, LowPortOffset: uint16(n.cfg.LowPorts), EndpointGone: n.dataplane.endpointGone, Log: n.log,
 	}

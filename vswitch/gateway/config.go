@@ -62,6 +62,9 @@ type Config struct {
 	// IsNode reports whether a belongs to a node of the cluster. Nil: only this
 	// host's own addresses do.
 	IsNode func(a netip.Addr) bool
+	// Unreachable reports whether the switch has no way to a, as to a pod that is gone: then
+	// no new flow is given to it while another endpoint is there. Nil: it has one to all.
+	Unreachable func(a netip.Addr) bool
 	// LeadsOut reports whether the switch has no other way to a than by the gateway to
 	// the outside, as it has to outside addresses of services. Nil: to all but this
 	// host's own addresses.

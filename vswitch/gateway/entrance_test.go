@@ -51,7 +51,7 @@ func byPod(pod string, at netip.Addr, port uint16, proto uint8, to netip.Addr) H
 // outside addresses on loopback.
 func inForce(g *Gateway, s *Service) *served {
 	s = s.clone()
-	f := &served{Service: s, pools: newPools(s, nil, nil)}
+	f := &served{Service: s, pools: newPools(s, &services{}, nil)}
 	g.services.mu.Lock()
 	defer g.services.mu.Unlock()
 	g.services.all[s.ServiceKey] = f

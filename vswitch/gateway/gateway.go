@@ -94,6 +94,7 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	g := &Gateway{cfg: cfg, services: newServices(cfg.Affinity)}
+	g.services.noWay = cfg.Unreachable
 	var err error
 	if g.started, err = uptime.Now(); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"vswitch/internal/wire"
-	"vswitch/vswitch/affinity"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/flow"
 )
@@ -15,10 +14,11 @@ import (
 // pool is what one family of a service gives the clients of one kind. It is
 // immutable but for what is remembered of its clients.
 type pool struct {
-	backends []flow.Endpoint // sorted by comparePlaces
-	allow    []netip.Prefix  // who may come; nil: everybody
-	pins     *pins           // nil: no affinity
-	proxy    *proxied        // nil: flows are rewritten
+	backends []flow.Endpoint       // sorted by comparePlaces
+	allow    []netip.Prefix        // who may come; nil: everybody
+	noWay    func(netip.Addr) bool // Config.Unreachable
+	pins     *pins                 // nil: no affinity
+	proxy    *proxied              // nil: flows are rewritten
 	service  ServiceKey
 }
 
@@ -38,7 +38,7 @@ func familyOf(a netip.Addr) int {
 }
 
 // newPools makes what s asks for. The pools of one policy share their backends.
-func newPools(s *Service, memory *affinity.Memory, proxy *proxied) *pools {
+func newPools(s *Service, t *services, proxy *proxied) *pools {
 	p := &pools{}
 	for family := range 2 {
 		made := [2]*pool{}
@@ -48,7 +48,7 @@ func newPools(s *Service, memory *affinity.Memory, proxy *proxied) *pools {
 				i = 1
 			}
 			if made[i] == nil {
-				made[i] = &pool{backends: s.backends(family, local), pins: pinsOf(s, local, memory), proxy: proxy, service: s.ServiceKey}
+				made[i] = &pool{backends: s.backends(family, local), pins: pinsOf(s, local, t.memory), noWay: t.noWay, proxy: proxy, service: s.ServiceKey}
 			}
 			return made[i]
 		}
@@ -94,8 +94,12 @@ func comparePlaces(a, b flow.Endpoint) int {
 // Has reports whether the pool still sends to an endpoint.
 func (p *pool) Has(e flow.Endpoint) bool {
 	_, ok := slices.BinarySearchFunc(p.backends, e, comparePlaces)
-	return ok
+	return ok && p.reaches(&e)
 }
+
+// reaches reports whether there is a way to an endpoint. A pod that is deleted has none
+// from that moment on, while its services learn of it a little later.
+func (p *pool) reaches(e *flow.Endpoint) bool { return p.noWay == nil || !p.noWay(e.Addr.Netip()) }
 
 // pick chooses the endpoint for a client's new flow: each with equal probability,
 // or with affinity the one it had.
@@ -145,8 +149,15 @@ func (p *pool) pickAnother(client *wire.Addr, tick uint32, tried []flow.Endpoint
 	return e, drop.None
 }
 
-// Random takes one. math/rand/v2's generator is the runtime's own, per thread: no
-// lock, a few ns.
+// Random takes one that is reached; if none is, the switch will say so. math/rand/v2's
+// generator is the runtime's own, per thread: no lock, a few ns.
 func (p *pool) Random() flow.Endpoint {
-	return p.backends[rand.Uint64N(uint64(len(p.backends)))]
+	n := len(p.backends)
+	first := int(rand.Uint64N(uint64(n)))
+	for i := range n {
+		if e := &p.backends[(first+i)%n]; p.reaches(e) {
+			return *e
+		}
+	}
+	return p.backends[first]
 }

@@ -25,6 +25,7 @@ import (
 type services struct {
 	fronts *index // changed under mu
 	memory *affinity.Memory
+	noWay  func(netip.Addr) bool // Config.Unreachable
 
 	mu  sync.Mutex
 	all map[ServiceKey]*served // guarded by mu; values are never changed
@@ -100,7 +101,7 @@ func (t *services) put(next *Service) (prev, now *served, gone []Gone, err error
 	}
 	prev = t.all[next.ServiceKey]
 	now = &served{Service: next, proxy: proxyFor(prev, next)}
-	now.pools = newPools(next, t.memory, now.proxy)
+	now.pools = newPools(next, t, now.proxy)
 	t.all[next.ServiceKey] = now
 	gone = endpointsGone(prev.service(), next)
 	t.setAll(now)

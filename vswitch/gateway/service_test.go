@@ -65,6 +65,31 @@ const chiSquare15 = 57.3
 
 // Each protocol, family and way in, with and without affinity: flows spread
 // evenly, those of a thousand clients that keep their endpoint among them.
+// A pod that was just deleted gets no new flow, though its service lists it still, and a
+// client with affinity moves; if nobody else is there it gets them as ever.
+func TestNoFlowGoesWhereNoWayLeads(t *testing.T) {
+	for _, s := range []Service{web(4), sticky(4)} {
+		gone := map[netip.Addr]bool{}
+		g := newTestGateway(t, func(c *Config) { c.Unreachable = func(a netip.Addr) bool { return gone[a] } })
+		if err := g.PutService(s); err != nil {
+			t.Fatal(err)
+		}
+		k := keyTo(vip4, 80, wire.ProtoTCP)
+		for left := 4; left > 0; left-- {
+			for range 100 {
+				if ep, r := g.Pick(k, nil); r != drop.None || gone[ep.Addr.Netip()] {
+					t.Fatalf("affinity %v, %d of 4 left: %v, %v", s.Affinity, left, ep.Addr.Netip(), r)
+				}
+			}
+			ep, _ := g.Pick(k, nil)
+			gone[ep.Addr.Netip()] = true
+		}
+		if ep, r := g.Pick(k, nil); r != drop.None || ep.ID == 0 {
+			t.Errorf("affinity %v, none left: %+v, %v", s.Affinity, ep, r)
+		}
+	}
+}
+
 func TestPickIsUniform(t *testing.T) {
 	g := newTestGateway(t, func(c *Config) { c.IsNode = func(a netip.Addr) bool { return a == node4 || a == node6 } })
 	const endpoints, clients = 16, 40_000
