@@ -147,7 +147,11 @@ func (o *captureOptions) open(stdout io.Writer) (out captureOutput, finish func(
 	}
 	c := &captureFile{w: buffered, file: file, snapBytes: o.request.GetSnapBytes(), interfaces: map[string]uint32{}}
 	return c, func(lost uint64) error {
-		return errors.Join(file.WriteLost(uint64(time.Now().UnixNano()), lost), buffered.Flush(), closeFile())
+		var err error
+		if len(c.interfaces) == 0 { // tcpdump calls a file without any damaged
+			_, err = file.AddInterface(pcapng.Interface{Name: "vswitch", SnapBytes: c.snapBytes})
+		}
+		return errors.Join(err, file.WriteLost(uint64(time.Now().UnixNano()), lost), buffered.Flush(), closeFile())
 	}, nil
 }
 

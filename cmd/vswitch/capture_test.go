@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,6 +27,9 @@ func (f *fakeDaemon) Capture(r *apiv1.CaptureRequest, stream apiv1.Node_CaptureS
 		Src: netip.MustParseAddr("10.244.0.2"), Dst: netip.MustParseAddr("10.244.1.2"), Proto: 17, SrcPort: 9, DstPort: 53, Payload: []byte("hi"),
 	}.Frame()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.Local).UnixNano()
+	if r.GetFilter() == "arp" { // nobody asks
+		return stream.Send(&apiv1.CaptureReply{Ended: true})
+	}
 	for _, reply := range []*apiv1.CaptureReply{
 		{},
 		{Packets: []*apiv1.CapturedPacket{
@@ -77,6 +81,21 @@ func TestCaptureWritesAFile(t *testing.T) {
 	}
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v: mode %v, want 0600", err, info.Mode())
+	}
+}
+
+// tcpdump takes a capture of nothing for what it is, and not for a damaged file.
+func TestTcpdumpReadsACaptureOfNothing(t *testing.T) {
+	tcpdump, err := exec.LookPath("tcpdump")
+	if err != nil {
+		t.Skip("tcpdump is not installed")
+	}
+	file := filepath.Join(t.TempDir(), "x.pcapng")
+	if out, err := run(t, "", "capture", "--socket", serve(t, &fakeDaemon{}), "-w", file, "arp"); err != nil || !strings.Contains(out, "0 packets captured") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := exec.Command(tcpdump, "-nr", file).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
