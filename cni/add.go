@@ -8,7 +8,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 	"vswitch/tap"
 )
@@ -62,7 +62,7 @@ type addition struct {
 	netns      *netif.Namespace
 
 	token string
-	dns   *apiv1.Resolver // as the daemon has it; nil: nobody answers there
+	dns   api.Resolver // as the daemon has it; empty: nobody answers there
 	spec  *netif.Spec
 	dev   *tap.Device
 }
@@ -76,17 +76,17 @@ func (j *addition) close() {
 // bury carries out a tombstone that a killed DEL of the same attachment left, or
 // the daemon would take it for the new one's when it next starts.
 func (j *addition) bury() error {
-	if !apiv1.HasTombstone(j.conf.Socket, j.attachment.key) {
+	if !api.HasTombstone(j.conf.Socket, j.attachment.key) {
 		return nil
 	}
 	if err := delPod(j.conf.Socket, j.attachment.key); err != nil {
 		return daemonError("cannot delete the attachment's predecessor", err)
 	}
-	return apiv1.RemoveTombstone(j.conf.Socket, j.attachment.key)
+	return api.RemoveTombstone(j.conf.Socket, j.attachment.key)
 }
 
 func (j *addition) lease() error {
-	reply, err := call(j.conf.Socket, apiv1.NodeClient.AddPod, &apiv1.AddPodRequest{
+	reply, err := call(j.conf.Socket, api.Client.AddPod, &api.AddPodRequest{
 		Key:   j.attachment.key,
 		Netns: j.attachment.netns,
 		Pod:   j.attachment.pod,
@@ -102,7 +102,7 @@ func (j *addition) lease() error {
 		}
 		return failure
 	}
-	j.token, j.dns = reply.GetToken(), reply.GetDns()
+	j.token, j.dns = reply.Token, reply.DNS
 	if j.spec, err = netif.SpecOfReply(j.attachment.key.Ifname, reply); err != nil {
 		return errors.Join(err, j.release())
 	}

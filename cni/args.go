@@ -8,14 +8,14 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // attachment is what the environment of an ADD or CHECK names, validated.
 type attachment struct {
-	key   *apiv1.AttachmentKey
+	key   api.AttachmentKey
 	netns string
-	pod   *apiv1.Pod
+	pod   api.Pod
 }
 
 // defaultNamespace is the namespace of a pod whose runtime knows none.
@@ -36,11 +36,11 @@ func parseAttachment(args *skel.CmdArgs, c *conf) (*attachment, error) {
 		return nil, err
 	}
 	pod.Labels = c.Labels
-	return &attachment{key: attachmentKey(args, c), netns: args.Netns, pod: pod}, nil
+	return &attachment{key: attachmentKey(args, c), netns: args.Netns, pod: *pod}, nil
 }
 
-func attachmentKey(args *skel.CmdArgs, c *conf) *apiv1.AttachmentKey {
-	return &apiv1.AttachmentKey{Network: c.Network, ContainerId: args.ContainerID, Ifname: args.IfName}
+func attachmentKey(args *skel.CmdArgs, c *conf) api.AttachmentKey {
+	return api.AttachmentKey{Network: c.Network, ContainerID: args.ContainerID, Ifname: args.IfName}
 }
 
 // checkIfname refuses names that the kernel would take in a sense of its own:
@@ -66,7 +66,7 @@ var podName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])
 // parsePod reads the pod from CNI_ARGS ("K=V;K=V"). Keys it doesn't know are
 // errors unless IgnoreUnknown says otherwise (CNI conventions). Without a name
 // the pod is called after its container.
-func parsePod(cniArgs, containerID string) (*apiv1.Pod, error) {
+func parsePod(cniArgs, containerID string) (*api.Pod, error) {
 	values := map[string]string{}
 	if cniArgs != "" {
 		for pair := range strings.SplitSeq(cniArgs, ";") {
@@ -88,7 +88,7 @@ func parsePod(cniArgs, containerID string) (*apiv1.Pod, error) {
 	default:
 		return nil, envError("CNI_ARGS", "IgnoreUnknown="+v, "want 0, 1, true or false")
 	}
-	pod := &apiv1.Pod{Namespace: defaultNamespace, Name: containerID}
+	pod := &api.Pod{Namespace: defaultNamespace, Name: containerID}
 	for key, value := range values {
 		var field *string
 		switch key {
@@ -97,7 +97,7 @@ func parsePod(cniArgs, containerID string) (*apiv1.Pod, error) {
 		case "K8S_POD_NAME":
 			field = &pod.Name
 		case "K8S_POD_UID":
-			field = &pod.Uid
+			field = &pod.UID
 		case "IgnoreUnknown", "K8S_POD_INFRA_CONTAINER_ID":
 			continue
 		default:

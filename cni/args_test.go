@@ -46,7 +46,7 @@ func TestPodComesFromTheArguments(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := pod.Namespace + "/" + pod.Name + " " + pod.Uid; got != tt.want {
+			if got := pod.Namespace + "/" + pod.Name + " " + pod.UID; got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
@@ -91,7 +91,7 @@ func FuzzCNIArgs(f *testing.F) {
 			}
 			return
 		}
-		for _, s := range []string{pod.Namespace, pod.Name, pod.Uid} {
+		for _, s := range []string{pod.Namespace, pod.Name, pod.UID} {
 			if !utf8.ValidString(s) || len(s) > 253 || strings.ContainsAny(s, "/ \x00=;") {
 				t.Errorf("%q gave %q", args, s)
 			}

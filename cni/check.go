@@ -9,10 +9,8 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
@@ -32,13 +30,13 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if c.Prev == nil {
 		return configError("prevResult: missing")
 	}
-	reply, err := call(c.Socket, apiv1.NodeClient.CheckPod, &apiv1.CheckPodRequest{Key: a.key})
+	reply, err := call(c.Socket, api.Client.CheckPod, &api.CheckPodRequest{Key: a.key})
 	switch {
-	case status.Code(err) == codes.NotFound:
+	case api.CodeOf(err) == api.NotFound:
 		return checkError("the daemon does not know the attachment")
 	case err != nil:
 		return daemonError("cannot check the attachment", err)
-	case !reply.GetAttachment().GetAttached():
+	case !reply.Attachment.Attached:
 		return checkError("the daemon does not have the queues of %s", args.IfName)
 	}
 	spec, err := netif.SpecOfCheck(reply)

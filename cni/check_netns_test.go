@@ -8,7 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"vswitch/cni/cnitest"
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // TestCheckFindsDamage is the CHECK part of case 72.
@@ -86,7 +86,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		}, 100, "lo"},
 		{"no namespace", func(_ *host, n *cnitest.Netns) error { n.Remove(); return nil }, 8, "CNI_NETNS"},
 		{"unknown to the daemon", func(h *host, _ *cnitest.Netns) error {
-			h.daemon.Forget(&apiv1.AttachmentKey{Network: "net", ContainerId: "c1", Ifname: "eth0"})
+			h.daemon.Forget(api.AttachmentKey{Network: "net", ContainerID: "c1", Ifname: "eth0"})
 			return nil
 		}, 100, "does not know"},
 		{"queues lost", func(h *host, _ *cnitest.Netns) error { h.daemon.Stop(); h.daemon.Start(); return nil }, 100, "queues"},

@@ -12,7 +12,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // pluginType is what "type" in a network configuration says, and so the name of
@@ -22,13 +22,13 @@ const pluginType = "vswitch-cni"
 // conf is the network configuration of stdin, validated.
 type conf struct {
 	CNIVersion string
-	Network    string               // "name"
-	Socket     string               // of the daemon; DefaultSocket if absent
-	Plain      bool                 // "offload": "off": the TAP gets no virtio-net header
-	Labels     map[string]string    // args.cni.labels
-	Ports      []*apiv1.PortMapping // runtimeConfig.portMappings
-	DNS        *types.DNS           // handed through to the result; nil: the daemon says
-	Prev       *types100.Result     // nil: no prevResult
+	Network    string            // "name"
+	Socket     string            // of the daemon; DefaultSocket if absent
+	Plain      bool              // "offload": "off": the TAP gets no virtio-net header
+	Labels     map[string]string // args.cni.labels
+	Ports      []api.PortMapping // runtimeConfig.portMappings
+	DNS        *types.DNS        // handed through to the result; nil: the daemon says
+	Prev       *types100.Result  // nil: no prevResult
 	// Valid is the list a GC gives; nil: there was none, which isn't the same as
 	// an empty one.
 	Valid []types.GCAttachment
@@ -95,11 +95,11 @@ func parseConf(stdin []byte, s strictness) (*conf, error) {
 	c := &conf{CNIVersion: raw.CNIVersion, Network: raw.Name, Socket: raw.Socket}
 	if c.Socket == "" {
 		var err error
-		if c.Socket, err = apiv1.DefaultSocket(); err != nil {
+		if c.Socket, err = api.DefaultSocket(); err != nil {
 			return nil, configError("socket: missing, and there is no default: %v", err)
 		}
 	}
-	if err := apiv1.CheckSocketPath(c.Socket); err != nil {
+	if err := api.CheckSocketPath(c.Socket); err != nil {
 		return nil, configError("%v", err)
 	}
 	var err error

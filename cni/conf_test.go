@@ -10,6 +10,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
@@ -170,7 +171,7 @@ func FuzzConf(f *testing.F) {
 		}
 		// What is accepted can be used: a result made of it, a CHECK against it.
 		s := &netif.Spec{Name: "eth0"}
-		if _, err := resultOf(c, "/ns", s, nil).GetAsVersion("0.3.1"); err != nil {
+		if _, err := resultOf(c, "/ns", s, api.Resolver{}).GetAsVersion("0.3.1"); err != nil {
 			t.Errorf("no result: %v", err)
 		}
 		if c.Prev != nil {
@@ -192,7 +193,7 @@ func TestPortMappings(t *testing.T) {
 	}
 	var got []string
 	for _, p := range c.Ports {
-		got = append(got, fmt.Sprintf("%s/%d/%s->%d", p.HostIp, p.HostPort, p.Protocol, p.ContainerPort))
+		got = append(got, fmt.Sprintf("%s/%d/%s->%d", p.HostIP, p.HostPort, p.Protocol, p.ContainerPort))
 	}
 	want := []string{"/8080/tcp->80", "192.0.2.1/53/udp->5353", "/8080/udp->81"}
 	if !slices.Equal(got, want) {

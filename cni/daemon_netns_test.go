@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"vswitch/cni/cnitest"
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // TestDelWithoutWhatItDeletes is the rest of case 69.
@@ -66,7 +66,7 @@ func TestDelWithTheDaemonDown(t *testing.T) {
 	h.must(h.good("ADD", "c2", n)) // there is only one address
 	h.must(h.good("DEL", "c2", n))
 	h.wantClean(n)
-	if left, err := apiv1.Tombstones(h.daemon.Socket); len(left) > 0 || err != nil {
+	if left, err := api.Tombstones(h.daemon.Socket); len(left) > 0 || err != nil {
 		t.Errorf("tombstones left: %v, %v", left, err)
 	}
 }
@@ -77,12 +77,12 @@ func TestDelThatCannotBeRemembered(t *testing.T) {
 	h.must(h.good("ADD", "c1", cnitest.NewNetns(t)))
 	h.daemon.Stop()
 	// A file where the directory would be: root can write anywhere else.
-	if err := os.WriteFile(apiv1.TombstoneDir(h.daemon.Socket), nil, 0o600); err != nil {
+	if err := os.WriteFile(api.TombstoneDir(h.daemon.Socket), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	h.fails(h.good("DEL", "c1", nil), 11, "tombstone")
 	h.daemon.Fail("DelPod", status.Error(codes.Unavailable, "closing"))
-	if err := os.Remove(apiv1.TombstoneDir(h.daemon.Socket)); err != nil {
+	if err := os.Remove(api.TombstoneDir(h.daemon.Socket)); err != nil {
 		t.Fatal(err)
 	}
 	h.daemon.Start()
@@ -90,7 +90,7 @@ func TestDelThatCannotBeRemembered(t *testing.T) {
 	h.daemon.Fail("DelPod", nil)
 	h.must(h.good("DEL", "c1", nil))
 	h.wantClean()
-	if left, _ := apiv1.Tombstones(h.daemon.Socket); len(left) > 0 {
+	if left, _ := api.Tombstones(h.daemon.Socket); len(left) > 0 {
 		t.Errorf("tombstones left: %v", left)
 	}
 }
@@ -101,8 +101,8 @@ func TestDelThatCannotBeRemembered(t *testing.T) {
 func TestATombstoneDoesNotOutliveItsAttachment(t *testing.T) {
 	h := newHost(t, cnitest.Config{})
 	n := cnitest.NewNetns(t)
-	key := &apiv1.AttachmentKey{Network: "net", ContainerId: "c1", Ifname: "eth0"}
-	if err := apiv1.WriteTombstone(h.daemon.Socket, key); err != nil {
+	key := api.AttachmentKey{Network: "net", ContainerID: "c1", Ifname: "eth0"}
+	if err := api.WriteTombstone(h.daemon.Socket, key); err != nil {
 		t.Fatal(err)
 	}
 	h.must(h.good("ADD", "c1", n))
@@ -199,7 +199,7 @@ func (h *host) wantRecorded(ids ...string) {
 	h.t.Helper()
 	var got []string
 	for _, a := range h.daemon.Attachments() {
-		got = append(got, a.GetKey().GetContainerId())
+		got = append(got, a.Key.ContainerId)
 	}
 	if strings.Join(got, " ") != strings.Join(ids, " ") {
 		h.t.Errorf("recorded %v, want %v", got, ids)

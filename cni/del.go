@@ -7,10 +7,8 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
@@ -61,23 +59,23 @@ func (p *plugin) delTAP(args *skel.CmdArgs) error {
 }
 
 // release frees the addresses of an attachment. Where no daemon runs it leaves
-// it to the next one (control/api/v1/tombstone.go), so that pods can be removed
+// it to the next one (control/api/tombstone.go), so that pods can be removed
 // while the daemon is down and no address is lost. If that is impossible too, or
 // a daemon is there and doesn't answer, the error is 11: the runtime repeats DEL.
-func release(socket string, key *apiv1.AttachmentKey) error {
+func release(socket string, key api.AttachmentKey) error {
 	err := delPod(socket, key)
 	if err == nil {
-		return apiv1.RemoveTombstone(socket, key)
+		return api.RemoveTombstone(socket, key)
 	}
-	if !absentDaemon(err) && status.Code(err) != codes.Unavailable {
+	if !absentDaemon(err) && api.CodeOf(err) != api.Unavailable {
 		return daemonError("cannot free the addresses", err)
 	}
-	if tombErr := apiv1.WriteTombstone(socket, key); tombErr != nil {
+	if tombErr := api.WriteTombstone(socket, key); tombErr != nil {
 		return daemonError("cannot free the addresses", fmt.Errorf("%w; %w", err, tombErr))
 	}
 	switch err := delPod(socket, key); {
 	case err == nil:
-		return apiv1.RemoveTombstone(socket, key)
+		return api.RemoveTombstone(socket, key)
 	case absentDaemon(err):
 		return nil // whichever daemon listens from now on finds the tombstone
 	default:
@@ -85,7 +83,7 @@ func release(socket string, key *apiv1.AttachmentKey) error {
 	}
 }
 
-func delPod(socket string, key *apiv1.AttachmentKey) error {
-	_, err := call(socket, apiv1.NodeClient.DelPod, &apiv1.DelPodRequest{Key: key})
+func delPod(socket string, key api.AttachmentKey) error {
+	_, err := call(socket, api.Client.DelPod, &api.DelPodRequest{Key: key})
 	return err
 }

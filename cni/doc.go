@@ -3,7 +3,7 @@
 // to the daemon, which switches what passes through them.
 //
 // The plugin is thin. Addresses, MAC and MTU are the daemon's decisions, asked
-// for over its socket (control/api/v1); what the plugin does itself is what needs
+// for over its socket (control/api); what the plugin does itself is what needs
 // the pod's namespace: netlink, sysctls, opening the TAP. It keeps no state. Each
 // invocation is a process of its own, and may be killed at any instruction; what
 // it leaves then is either a lease that DEL, GC or the daemon's PendingTimeout
@@ -15,7 +15,7 @@
 //	DEL: TAP -> lease
 //
 // so that an address is never leased again while a TAP still carries it. See
-// add.go, del.go, and control/api/v1/tombstone.go for DEL without a daemon.
+// add.go, del.go, and control/api/tombstone.go for DEL without a daemon.
 //
 // Nothing may import it but cmd/vswitch-cni.
 package cni

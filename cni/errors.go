@@ -10,8 +10,9 @@ import (
 	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+
+	"vswitch/control/api"
+	"vswitch/internal/fdpass"
 )
 
 // Codes of our own; those below 100 are the specification's (section 5, Error).
@@ -58,16 +59,16 @@ func checkError(format string, args ...any) *types.Error {
 // repeats a call that failed with 11, so that is for what time can heal.
 func daemonError(what string, err error) *types.Error {
 	var code uint
-	switch status.Code(err) {
-	case codes.AlreadyExists:
+	switch api.CodeOf(err) {
+	case api.AlreadyExists:
 		code = errAttached
-	case codes.InvalidArgument:
+	case api.InvalidArgument:
 		code = types.ErrInvalidNetworkConfig
-	case codes.ResourceExhausted, codes.FailedPrecondition:
+	case api.ResourceExhausted, api.FailedPrecondition:
 		code = types.ErrTryAgainLater
 	default:
 		switch {
-		case unreachable(err):
+		case unreachable(err), refusedQueues(err):
 			code = types.ErrTryAgainLater
 		case errors.Is(err, os.ErrPermission):
 			code = types.ErrIOFailure
@@ -75,13 +76,20 @@ func daemonError(what string, err error) *types.Error {
 			code = types.ErrInternal
 		}
 	}
-	return types.NewError(code, what, message(err))
+	return types.NewError(code, what, err.Error())
 }
 
 // unreachable reports whether err says that no daemon answers now, rather than
 // that one answered no.
 func unreachable(err error) bool {
 	return absentDaemon(err) || interrupted(err)
+}
+
+// refusedQueues reports whether the daemon did not take a pod's queues: it began anew
+// since the lease, say, or its disk is full. The next ADD begins with another lease.
+func refusedQueues(err error) bool {
+	var refused *fdpass.RefusedError
+	return errors.As(err, &refused)
 }
 
 // absentDaemon reports whether nothing listens on the socket.
@@ -92,8 +100,8 @@ func absentDaemon(err error) bool {
 // interrupted reports whether an exchange ended without an answer: the daemon
 // may have done what was asked, or not.
 func interrupted(err error) bool {
-	switch status.Code(err) {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+	switch api.CodeOf(err) {
+	case api.Unavailable, api.DeadlineExceeded, api.Canceled:
 		return true
 	}
 	for _, target := range []error{
@@ -105,12 +113,4 @@ func interrupted(err error) bool {
 		}
 	}
 	return false
-}
-
-// message is an error's text without gRPC's wrapping.
-func message(err error) string {
-	if s, ok := status.FromError(err); ok {
-		return s.Message()
-	}
-	return err.Error()
 }

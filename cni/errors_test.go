@@ -10,9 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
+	"vswitch/control/api"
 	"vswitch/internal/fdpass"
 )
 
@@ -24,16 +22,16 @@ func TestDaemonErrorsHaveTheCodeARuntimeActsOn(t *testing.T) {
 	}{
 		{"no socket", &os.PathError{Op: "dial", Err: syscall.ENOENT}, 11},
 		{"nobody listens", fmt.Errorf("daemon: %w", syscall.ECONNREFUSED), 11},
-		{"it went away", status.Error(codes.Unavailable, "closing"), 11},
-		{"it takes too long", status.Error(codes.DeadlineExceeded, "late"), 11},
+		{"it went away", &api.Error{Code: api.Unavailable, Message: "closing"}, 11},
+		{"it takes too long", &api.Error{Code: api.DeadlineExceeded, Message: "late"}, 11},
 		{"the connection takes too long", context.DeadlineExceeded, 11},
 		{"it died before it answered", fmt.Errorf("read answer: %w", io.EOF), 11},
-		{"no address is free", status.Error(codes.ResourceExhausted, "full"), 11},
-		{"no pod CIDR yet", status.Error(codes.FailedPrecondition, "no CIDR"), 11},
-		{"it exists", status.Error(codes.AlreadyExists, "twice"), errAttached},
-		{"it doesn't like a field", status.Error(codes.InvalidArgument, "bad"), 7},
+		{"no address is free", &api.Error{Code: api.ResourceExhausted, Message: "full"}, 11},
+		{"no pod CIDR yet", &api.Error{Code: api.FailedPrecondition, Message: "no CIDR"}, 11},
+		{"it exists", &api.Error{Code: api.AlreadyExists, Message: "twice"}, errAttached},
+		{"it doesn't like a field", &api.Error{Code: api.InvalidArgument, Message: "bad"}, 7},
 		{"another user's socket", &os.PathError{Op: "dial", Err: syscall.EACCES}, 5},
-		{"it refused the queues", &fdpass.RefusedError{Text: "unknown token"}, 999},
+		{"it refused the queues", &fdpass.RefusedError{Text: "unknown token"}, 11},
 		{"anything else", errors.New("odd"), 999},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -41,7 +39,7 @@ func TestDaemonErrorsHaveTheCodeARuntimeActsOn(t *testing.T) {
 			if e.Code != tt.want {
 				t.Errorf("code %d, want %d", e.Code, tt.want)
 			}
-			if e.Msg != "what failed" || strings.Contains(e.Details, "rpc error") {
+			if e.Msg != "what failed" || e.Details != tt.err.Error() {
 				t.Errorf("message %q, details %q", e.Msg, e.Details)
 			}
 		})
@@ -50,7 +48,7 @@ func TestDaemonErrorsHaveTheCodeARuntimeActsOn(t *testing.T) {
 
 func TestOnlyAnAbsentDaemonIsTakenForAbsent(t *testing.T) {
 	for _, err := range []error{
-		status.Error(codes.Unavailable, ""), context.DeadlineExceeded, syscall.EACCES, syscall.EAGAIN, io.EOF, nil,
+		&api.Error{Code: api.Unavailable, Message: ""}, context.DeadlineExceeded, syscall.EACCES, syscall.EAGAIN, io.EOF, nil,
 	} {
 		if absentDaemon(err) {
 			t.Errorf("%v is taken for an absent daemon: a tombstone would never be read", err)

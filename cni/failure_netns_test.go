@@ -128,7 +128,7 @@ func TestWhatTheDaemonRefusesIsUndone(t *testing.T) {
 		{"AddPod", status.Error(codes.Internal, "out of order"), 999, "out of order"},
 		{"AddPod", status.Error(codes.Unavailable, "closing"), 11, "closing"},
 		{"AddPod", status.Error(codes.FailedPrecondition, "no pod CIDR yet"), 11, "no pod CIDR yet"},
-		{"fds", errors.New("no worker for it"), 999, "no worker for it"},
+		{"fds", errors.New("no worker for it"), 11, "no worker for it"},
 	} {
 		h.daemon.Fail(tt.method, tt.err)
 		h.fails(h.good("ADD", "c1", n), tt.code, tt.says)

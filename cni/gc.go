@@ -8,7 +8,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/vishvananda/netlink"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
@@ -24,23 +24,23 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 		// merely names the list otherwise.
 		return configError("cni.dev/valid-attachments: missing")
 	}
-	request := &apiv1.GCRequest{Network: c.Network}
+	request := &api.GCRequest{Network: c.Network}
 	for _, v := range c.Valid {
-		request.Valid = append(request.Valid, &apiv1.AttachmentKey{
-			Network: c.Network, ContainerId: v.ContainerID, Ifname: v.IfName,
+		request.Valid = append(request.Valid, api.AttachmentKey{
+			Network: c.Network, ContainerID: v.ContainerID, Ifname: v.IfName,
 		})
 	}
-	reply, err := call(c.Socket, apiv1.NodeClient.GC, request)
+	reply, err := call(c.Socket, api.Client.GC, request)
 	if err != nil {
 		return daemonError("cannot collect garbage", err)
 	}
 	var errs []error
-	for _, f := range reply.GetFailed() {
-		errs = append(errs, fmt.Errorf("%s: %s", keyText(f.GetKey()), f.GetError()))
+	for _, f := range reply.Failed {
+		errs = append(errs, fmt.Errorf("%s: %s", keyText(f.Key), f.Error))
 	}
-	for _, a := range reply.GetRemoved() {
-		if err := removeStale(a); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", keyText(a.GetKey()), err))
+	for _, a := range reply.Removed {
+		if err := removeStale(&a); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", keyText(a.Key), err))
 		}
 	}
 	return errors.Join(errs...)
@@ -48,12 +48,12 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 
 // removeStale removes the TAP of an attachment the daemon has forgotten. The path
 // recorded may lead to another pod by now; the MAC tells.
-func removeStale(a *apiv1.Attachment) error {
-	mac, err := net.ParseMAC(a.GetMac())
+func removeStale(a *api.Attachment) error {
+	mac, err := net.ParseMAC(a.MAC)
 	if err != nil {
 		return err
 	}
-	ns, err := netif.OpenNamespace(a.GetNetns())
+	ns, err := netif.OpenNamespace(a.Netns)
 	if errors.Is(err, netif.ErrNoNamespace) {
 		return nil
 	}
@@ -61,9 +61,9 @@ func removeStale(a *apiv1.Attachment) error {
 		return err
 	}
 	defer ns.Close()
-	return ns.Do(func(h *netlink.Handle) error { return netif.RemoveTAP(h, a.GetKey().GetIfname(), mac) })
+	return ns.Do(func(h *netlink.Handle) error { return netif.RemoveTAP(h, a.Key.Ifname, mac) })
 }
 
-func keyText(k *apiv1.AttachmentKey) string {
-	return k.GetContainerId() + "/" + k.GetIfname()
+func keyText(k api.AttachmentKey) string {
+	return k.ContainerID + "/" + k.Ifname
 }

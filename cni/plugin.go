@@ -12,9 +12,8 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
-	"google.golang.org/grpc"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // callTimeout bounds one call to the daemon, which answers from memory and one
@@ -75,17 +74,11 @@ func (p *plugin) command(args []string, stdout, stderr io.Writer) int {
 	return 2
 }
 
-// call dials the daemon and makes one call, within callTimeout altogether. The
-// error is the dialling's or the call's own.
-func call[Request, Reply any](socket string, method func(apiv1.NodeClient, context.Context, *Request, ...grpc.CallOption) (*Reply, error), request *Request) (*Reply, error) {
+// call makes one call of the daemon, within callTimeout.
+func call[Request, Reply any](socket string, method func(api.Client, context.Context, *Request) (*Reply, error), request *Request) (*Reply, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	client, err := apiv1.Dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	return method(client, ctx, request)
+	return method(api.Client{Socket: socket}, ctx, request)
 }
 
 // step is one thing ADD does. What it leaves when do fails is do's own business;

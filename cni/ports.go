@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // portMappings is the capability by which a runtime gives ports of the host that
@@ -25,7 +25,7 @@ const maxPorts = 1024
 
 // parsePorts reads runtimeConfig.portMappings. One that is given twice counts once,
 // as runtimes give those of several families.
-func parsePorts(raw json.RawMessage) ([]*apiv1.PortMapping, error) {
+func parsePorts(raw json.RawMessage) ([]api.PortMapping, error) {
 	if absent(raw) {
 		return nil, nil
 	}
@@ -44,28 +44,28 @@ func parsePorts(raw json.RawMessage) ([]*apiv1.PortMapping, error) {
 		protocol, host string
 	}
 	taken := map[place]uint32{}
-	var all []*apiv1.PortMapping
+	var all []api.PortMapping
 	for i, p := range list {
 		m, err := p.check(i)
 		if err != nil {
 			return nil, err
 		}
-		at := place{m.GetHostPort(), m.GetProtocol(), m.GetHostIp()}
+		at := place{m.HostPort, m.Protocol, m.HostIP}
 		to, twice := taken[at]
 		switch {
-		case twice && to != m.GetContainerPort():
-			return nil, configError("runtimeConfig.portMappings[%d]: host port %d/%s leads to %d already", i, m.GetHostPort(), m.GetProtocol(), to)
+		case twice && to != m.ContainerPort:
+			return nil, configError("runtimeConfig.portMappings[%d]: host port %d/%s leads to %d already", i, m.HostPort, m.Protocol, to)
 		case twice:
 			continue
 		}
-		taken[at] = m.GetContainerPort()
-		all = append(all, m)
+		taken[at] = m.ContainerPort
+		all = append(all, *m)
 	}
 	return all, nil
 }
 
 // check validates one mapping. No protocol is TCP, as for a port of a container.
-func (p *portJSON) check(i int) (*apiv1.PortMapping, error) {
+func (p *portJSON) check(i int) (*api.PortMapping, error) {
 	for _, port := range []struct {
 		field string
 		value int
@@ -74,7 +74,7 @@ func (p *portJSON) check(i int) (*apiv1.PortMapping, error) {
 			return nil, configError("runtimeConfig.portMappings[%d].%s: %d: want 1 to 65535", i, port.field, port.value)
 		}
 	}
-	m := &apiv1.PortMapping{HostPort: uint32(p.HostPort), ContainerPort: uint32(p.ContainerPort)}
+	m := &api.PortMapping{HostPort: uint32(p.HostPort), ContainerPort: uint32(p.ContainerPort)}
 	switch m.Protocol = strings.ToLower(p.Protocol); m.Protocol {
 	case "tcp", "udp":
 	case "":
@@ -89,6 +89,6 @@ func (p *portJSON) check(i int) (*apiv1.PortMapping, error) {
 	if err != nil || a.Zone() != "" || a.IsMulticast() {
 		return nil, configError("runtimeConfig.portMappings[%d].hostIP: %q: want an address of the host", i, p.HostIP)
 	}
-	m.HostIp = a.Unmap().String()
+	m.HostIP = a.Unmap().String()
 	return m, nil
 }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
@@ -19,7 +19,7 @@ import (
 func reattach(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("vswitch-cni reattach", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	fallback, noDefault := apiv1.DefaultSocket()
+	fallback, noDefault := api.DefaultSocket()
 	socket := flags.String("socket", fallback, "the daemon's socket")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -34,15 +34,15 @@ func reattach(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "vswitch-cni reattach: --socket: %v; want --socket PATH\n", noDefault)
 		return 2
 	}
-	reply, err := call(*socket, apiv1.NodeClient.ListAttachments, &apiv1.ListAttachmentsRequest{DetachedOnly: true})
+	reply, err := call(*socket, api.Client.ListAttachments, &api.ListAttachmentsRequest{DetachedOnly: true})
 	if err != nil {
-		fmt.Fprintf(stderr, "vswitch-cni reattach: %s\n", message(err))
+		fmt.Fprintf(stderr, "vswitch-cni reattach: %v\n", err)
 		return 1
 	}
 	failed := 0
-	for _, a := range reply.GetAttachments() {
-		name := a.GetPod().GetNamespace() + "/" + a.GetPod().GetName() + " " + keyText(a.GetKey())
-		if err := netif.Reattach(*socket, a); err != nil {
+	for _, a := range reply.Attachments {
+		name := a.Pod.Namespace + "/" + a.Pod.Name + " " + keyText(a.Key)
+		if err := netif.Reattach(*socket, &a); err != nil {
 			failed++
 			fmt.Fprintf(stdout, "%s: failed: %v\n", name, err)
 			continue
@@ -50,7 +50,7 @@ func reattach(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "%s: reattached\n", name)
 	}
 	if failed > 0 {
-		fmt.Fprintf(stderr, "vswitch-cni reattach: %d of %d failed\n", failed, len(reply.GetAttachments()))
+		fmt.Fprintf(stderr, "vswitch-cni reattach: %d of %d failed\n", failed, len(reply.Attachments))
 		return 1
 	}
 	return 0

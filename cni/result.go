@@ -5,14 +5,14 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
 // resultOf is what ADD answers: the attachment, behind what earlier plugins of
 // the chain made (specification section 5, ADD Success). own is how the daemon has
 // the pod find names: earlier plugins and the configuration go before it.
-func resultOf(c *conf, netnsPath string, s *netif.Spec, own *apiv1.Resolver) *types100.Result {
+func resultOf(c *conf, netnsPath string, s *netif.Spec, own api.Resolver) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if c.Prev != nil {
 		r.Interfaces, r.IPs, r.Routes, r.DNS = c.Prev.Interfaces, c.Prev.IPs, c.Prev.Routes, c.Prev.DNS
@@ -23,7 +23,7 @@ func resultOf(c *conf, netnsPath string, s *netif.Spec, own *apiv1.Resolver) *ty
 		r.DNS = *c.DNS
 	default:
 		r.DNS = types.DNS{
-			Nameservers: own.GetNameservers(), Domain: own.GetDomain(), Search: own.GetSearch(), Options: own.GetOptions(),
+			Nameservers: own.Nameservers, Domain: own.Domain, Search: own.Search, Options: own.Options,
 		}
 	}
 	iface := len(r.Interfaces)

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 )
 
@@ -14,14 +14,14 @@ func TestResultFollowsThePreviousPlugins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := netif.SpecOfReply("eth0", &apiv1.AddPodReply{
-		Ips: []string{"192.0.2.7/32", "2001:db8::7/128"}, Gateways: []string{"169.254.1.1", "fe80::1"},
-		Mac: "02:00:00:00:00:07", GatewayMac: "02:76:73:77:00:01", MtuBytes: 1400, Queues: 2,
+	s, err := netif.SpecOfReply("eth0", &api.AddPodReply{
+		IPs: []string{"192.0.2.7/32", "2001:db8::7/128"}, Gateways: []string{"169.254.1.1", "fe80::1"},
+		MAC: "02:00:00:00:00:07", GatewayMAC: "02:76:73:77:00:01", MTUBytes: 1400, Queues: 2,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := resultOf(c, "/ns", s, &apiv1.Resolver{Nameservers: []string{"192.0.2.53"}})
+	r := resultOf(c, "/ns", s, api.Resolver{Nameservers: []string{"192.0.2.53"}})
 	if len(r.Interfaces) != 2 || r.Interfaces[1].Name != "eth0" || r.Interfaces[1].Sandbox != "/ns" || r.Interfaces[1].Mtu != 1400 {
 		t.Errorf("interfaces %v", r.Interfaces)
 	}
@@ -34,18 +34,18 @@ func TestResultFollowsThePreviousPlugins(t *testing.T) {
 }
 
 func TestWhoSaysHowThePodFindsNames(t *testing.T) {
-	own := &apiv1.Resolver{
+	own := api.Resolver{
 		Nameservers: []string{"10.96.0.10"}, Domain: "default.svc.cluster.local",
 		Search: []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}, Options: []string{"ndots:5"},
 	}
 	const prev = `"prevResult":{"cniVersion":"1.0.0","dns":{"nameservers":["192.0.2.1"]}}`
 	for _, c := range []struct {
 		name, keys string
-		own        *apiv1.Resolver
+		own        api.Resolver
 		want       string
 	}{
 		{"nobody else: the daemon", `"offload":"auto"`, own, "[10.96.0.10] default.svc.cluster.local [default.svc.cluster.local svc.cluster.local cluster.local] [ndots:5]"},
-		{"nobody at all", `"offload":"auto"`, nil, "[]  [] []"},
+		{"nobody at all", `"offload":"auto"`, api.Resolver{}, "[]  [] []"},
 		{"the configuration before the daemon", `"dns":{"nameservers":["192.0.2.2"]}`, own, "[192.0.2.2]  [] []"},
 		{"a configuration that wants none", `"dns":{}`, own, "[]  [] []"},
 		{"an earlier plugin before all", `"dns":{"nameservers":["192.0.2.2"]},` + prev, own, "[192.0.2.1]  [] []"},

@@ -6,7 +6,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // status is CNI STATUS: success only if an ADD would work now.
@@ -20,17 +20,17 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 		return types.NewError(types.ErrPluginNotAvailable, "cannot open TAP devices", err.Error())
 	}
 	tun.Close()
-	reply, err := call(c.Socket, apiv1.NodeClient.Status, &apiv1.StatusRequest{})
+	reply, err := call(c.Socket, api.Client.Status, &api.StatusRequest{})
 	switch {
 	case absentDaemon(err):
 		// The daemon is also what carries the frames of the pods there are.
 		return types.NewError(types.ErrLimitedConnectivity, "the daemon does not run", err.Error())
 	case err != nil:
-		return types.NewError(types.ErrPluginNotAvailable, "the daemon does not answer", message(err))
-	case reply.GetReady():
+		return types.NewError(types.ErrPluginNotAvailable, "the daemon does not answer", err.Error())
+	case reply.Ready:
 		return nil
-	case reply.GetLimitedConnectivity():
-		return types.NewError(types.ErrLimitedConnectivity, "the daemon is not ready", reply.GetReason())
+	case reply.LimitedConnectivity:
+		return types.NewError(types.ErrLimitedConnectivity, "the daemon is not ready", reply.Reason)
 	}
-	return types.NewError(types.ErrPluginNotAvailable, "the daemon is not ready", reply.GetReason())
+	return types.NewError(types.ErrPluginNotAvailable, "the daemon is not ready", reply.Reason)
 }

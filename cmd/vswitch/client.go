@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"vswitch/control"
+	"vswitch/control/api"
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/internal/config"
 )
@@ -28,7 +29,7 @@ const maxReplyBytes = 64 << 20
 type daemon struct{ socket string }
 
 func (d *daemon) addFlag(cmd *cobra.Command) {
-	path, _ := apiv1.DefaultSocket() // without one, path says why
+	path, _ := api.DefaultSocket() // without one, path says why
 	if s, ok := os.LookupEnv(config.EnvName("socket")); ok {
 		path = s
 	}
@@ -38,7 +39,7 @@ func (d *daemon) addFlag(cmd *cobra.Command) {
 // path is the socket's, absolute.
 func (d *daemon) path() (string, error) {
 	if d.socket == "" {
-		_, err := apiv1.DefaultSocket() // there is none, or an empty one was given
+		_, err := api.DefaultSocket() // there is none, or an empty one was given
 		return "", fmt.Errorf("--socket: %w; want --socket PATH", cmp.Or(err, errors.New("it is empty")))
 	}
 	path, err := filepath.Abs(d.socket)

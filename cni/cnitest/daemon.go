@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"vswitch/control/api"
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/internal/fdpass"
 )
@@ -106,7 +107,7 @@ func New(t testing.TB, c Config) *Daemon {
 }
 
 // Start begins to listen, and carries out the tombstones. The order is that of
-// control/api/v1/tombstone.go.
+// control/api/tombstone.go.
 func (d *Daemon) Start() {
 	d.t.Helper()
 	l, err := fdpass.Bind("unix", d.Socket)
@@ -114,16 +115,16 @@ func (d *Daemon) Start() {
 		d.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	if d.fds, err = fdpass.Listen(apiv1.FDSocket(d.Socket), d.takeQueues, log); err != nil {
+	if d.fds, err = fdpass.Listen(api.FDSocket(d.Socket), d.takeQueues, log); err != nil {
 		d.t.Fatal(err)
 	}
-	keys, err := apiv1.Tombstones(d.Socket)
+	keys, err := api.Tombstones(d.Socket)
 	if err != nil {
 		d.t.Error(err)
 	}
 	for _, key := range keys {
-		d.remove(key)
-		if err := apiv1.RemoveTombstone(d.Socket, key); err != nil {
+		d.Forget(key)
+		if err := api.RemoveTombstone(d.Socket, key); err != nil {
 			d.t.Error(err)
 		}
 	}
@@ -182,7 +183,9 @@ func (d *Daemon) Attachments() []*apiv1.Attachment {
 
 // Forget removes a record without telling anybody, as a daemon that lost its
 // state would.
-func (d *Daemon) Forget(key *apiv1.AttachmentKey) { d.remove(key) }
+func (d *Daemon) Forget(key api.AttachmentKey) {
+	d.remove(&apiv1.AttachmentKey{Network: key.Network, ContainerId: key.ContainerID, Ifname: key.Ifname})
+}
 
 // Record adds an attachment of network "net" that was never leased, as one whose
 // DEL never came. Its addresses are nobody's.

@@ -14,7 +14,7 @@ import (
 	"log/slog"
 	"time"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/cniinstall"
 	"vswitch/internal/hostnet"
 	"vswitch/internal/netif"
@@ -91,18 +91,14 @@ func newAttendant(c Config) *attendant { return &attendant{Config: c, said: map[
 func (a *attendant) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	client, err := apiv1.Dial(ctx, a.Socket)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
+	client := api.Client{Socket: a.Socket}
 	failed := a.reattach(ctx, client)
-	s, err := client.Status(ctx, &apiv1.StatusRequest{})
+	s, err := client.Status(ctx, &api.StatusRequest{})
 	if err != nil {
 		return errors.Join(failed, err)
 	}
-	if !s.GetReady() {
-		return errors.Join(failed, errors.New("the daemon takes no pods: "+s.GetReason()))
+	if !s.Ready {
+		return errors.Join(failed, errors.New("the daemon takes no pods: "+s.Reason))
 	}
 	return errors.Join(failed, a.attachHost(ctx), a.install())
 }
@@ -110,16 +106,16 @@ func (a *attendant) round(ctx context.Context) error {
 // reattach passes on the queues that the daemon lacks. A namespace that is gone, with
 // the pod's deletion on its way, is a failure like another: it keeps nobody else from
 // having theirs.
-func (a *attendant) reattach(ctx context.Context, client *apiv1.Client) error {
-	reply, err := client.ListAttachments(ctx, &apiv1.ListAttachmentsRequest{DetachedOnly: true})
+func (a *attendant) reattach(ctx context.Context, client api.Client) error {
+	reply, err := client.ListAttachments(ctx, &api.ListAttachmentsRequest{DetachedOnly: true})
 	if err != nil {
 		return err
 	}
 	detached := map[string]bool{}
-	for _, at := range reply.GetAttachments() {
-		pod := at.GetPod().GetNamespace() + "/" + at.GetPod().GetName()
+	for _, at := range reply.Attachments {
+		pod := at.Pod.Namespace + "/" + at.Pod.Name
 		detached[pod] = true
-		err := netif.Reattach(a.Socket, at)
+		err := netif.Reattach(a.Socket, &at)
 		if err == nil {
 			a.Log.Info("pod's queues passed to the daemon", "pod", pod)
 		}

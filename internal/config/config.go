@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/confine"
 	"vswitch/internal/dns"
 )
@@ -308,7 +308,7 @@ func isLoopback(host string) bool {
 }
 
 func (c *Config) validatePaths() error {
-	if err := apiv1.CheckSocketPath(c.SocketPath); err != nil {
+	if err := api.CheckSocketPath(c.SocketPath); err != nil {
 		return fmt.Errorf("--socket %s: %w; want a shorter path", c.SocketPath, err)
 	}
 	if n := len(c.StateDir); c.Store.Embedded() && n > maxStateDirBytes {

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/account"
 )
 
@@ -118,7 +118,7 @@ func DefaultUnderlay(v6 bool) (netip.Addr, bool) {
 	return a, a.IsGlobalUnicast()
 }
 
-func (thisHost) socket() (string, error) { return apiv1.DefaultSocket() }
+func (thisHost) socket() (string, error) { return api.DefaultSocket() }
 
 func (thisHost) root() bool { return account.Own().Root }
 

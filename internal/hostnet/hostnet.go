@@ -22,10 +22,8 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/netif"
 	"vswitch/tap"
 )
@@ -64,12 +62,12 @@ type Attachment struct {
 type host struct {
 	Config
 	ns     *netif.Namespace
-	key    *apiv1.AttachmentKey
-	client *apiv1.Client
+	key    api.AttachmentKey
+	client api.Client
 }
 
-// open finds the namespace. The daemon is dialled if it is there.
-func open(ctx context.Context, c Config) (*host, error) {
+// open finds the namespace.
+func open(c Config) (*host, error) {
 	if c.Name == "" {
 		c.Name = DefaultName
 	}
@@ -92,19 +90,13 @@ func open(ctx context.Context, c Config) (*host, error) {
 		ns.Close()
 		return nil, err
 	}
-	h := &host{Config: c, ns: ns, key: &apiv1.AttachmentKey{Network: network, ContainerId: fmt.Sprintf("netns-%d", id), Ifname: c.Name}}
-	if h.client, err = apiv1.Dial(ctx, c.Socket); err != nil {
-		return h, err
-	}
-	return h, nil
+	return &host{
+		Config: c, ns: ns, client: api.Client{Socket: c.Socket},
+		key: api.AttachmentKey{Network: network, ContainerID: fmt.Sprintf("netns-%d", id), Ifname: c.Name},
+	}, nil
 }
 
-func (h *host) close() {
-	if h.client != nil {
-		h.client.Close()
-	}
-	h.ns.Close()
-}
+func (h *host) close() { h.ns.Close() }
 
 // ownNetns is a path to this process's namespace that outlives the process.
 func ownNetns() (string, error) {
@@ -125,13 +117,11 @@ func ownNetns() (string, error) {
 // Attach makes the interface, if it is not there, and gives its queues to the
 // daemon. A failure leaves nothing behind.
 func Attach(ctx context.Context, c Config) (*Attachment, error) {
-	h, err := open(ctx, c)
-	if h != nil {
-		defer h.close()
-	}
+	h, err := open(c)
 	if err != nil {
 		return nil, err
 	}
+	defer h.close()
 	known, err := h.find(ctx)
 	if err != nil {
 		return nil, err
@@ -141,16 +131,16 @@ func Attach(ctx context.Context, c Config) (*Attachment, error) {
 		switch {
 		case err != nil:
 			return nil, err
-		case link != nil && link.Attrs().HardwareAddr.String() == known.GetMac() && known.GetAttached():
+		case link != nil && link.Attrs().HardwareAddr.String() == known.MAC && known.Attached:
 			return h.repair(ctx, known, false)
-		case link != nil && link.Attrs().HardwareAddr.String() == known.GetMac() && known.GetToken() != "":
+		case link != nil && link.Attrs().HardwareAddr.String() == known.MAC && known.Token != "":
 			if err := netif.Reattach(h.Socket, known); err != nil {
 				return nil, err
 			}
 			return h.repair(ctx, known, true)
 		}
 		// The daemon knows an interface that isn't there, or one half made.
-		if _, err := h.client.DelPod(ctx, &apiv1.DelPodRequest{Key: h.key}); err != nil {
+		if _, err := h.client.DelPod(ctx, &api.DelPodRequest{Key: h.key}); err != nil {
 			return nil, err
 		}
 	}
@@ -161,8 +151,8 @@ func Attach(ctx context.Context, c Config) (*Attachment, error) {
 }
 
 // repair puts back what is missing of an interface that the daemon has the queues of.
-func (h *host) repair(ctx context.Context, known *apiv1.Attachment, restored bool) (*Attachment, error) {
-	reply, err := h.client.CheckPod(ctx, &apiv1.CheckPodRequest{Key: known.GetKey()})
+func (h *host) repair(ctx context.Context, known *api.Attachment, restored bool) (*Attachment, error) {
+	reply, err := h.client.CheckPod(ctx, &api.CheckPodRequest{Key: known.Key})
 	if err != nil {
 		return nil, err
 	}
@@ -191,15 +181,14 @@ func attachmentOf(s *netif.Spec) *Attachment {
 }
 
 // find is the daemon's record of this attachment, or nil.
-func (h *host) find(ctx context.Context) (*apiv1.Attachment, error) {
-	reply, err := h.client.ListAttachments(ctx, &apiv1.ListAttachmentsRequest{})
+func (h *host) find(ctx context.Context) (*api.Attachment, error) {
+	reply, err := h.client.ListAttachments(ctx, &api.ListAttachmentsRequest{})
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range reply.GetAttachments() {
-		k := a.GetKey()
-		if k.GetNetwork() == h.key.GetNetwork() && k.GetContainerId() == h.key.GetContainerId() && k.GetIfname() == h.key.GetIfname() {
-			return a, nil
+	for _, a := range reply.Attachments {
+		if a.Key == h.key {
+			return &a, nil
 		}
 	}
 	return nil, nil
@@ -236,12 +225,12 @@ func (h *host) create(ctx context.Context) (_ *Attachment, err error) {
 	if err != nil {
 		return nil, err
 	}
-	reply, err := h.client.AddPod(ctx, &apiv1.AddPodRequest{Key: h.key, Netns: h.Netns, Host: true, Pod: pod})
+	reply, err := h.client.AddPod(ctx, &api.AddPodRequest{Key: h.key, Netns: h.Netns, Host: true, Pod: pod})
 	if err != nil {
 		return nil, err
 	}
 	undo := func() { // the call's own context may be why it failed
-		_, delErr := h.client.DelPod(context.WithoutCancel(ctx), &apiv1.DelPodRequest{Key: h.key})
+		_, delErr := h.client.DelPod(context.WithoutCancel(ctx), &api.DelPodRequest{Key: h.key})
 		err = errors.Join(err, delErr)
 	}
 	spec, err := netif.SpecOfReply(h.Name, reply)
@@ -249,7 +238,7 @@ func (h *host) create(ctx context.Context) (_ *Attachment, err error) {
 		undo()
 		return nil, err
 	}
-	if err = h.make(spec, reply.GetToken()); err != nil {
+	if err = h.make(spec, reply.Token); err != nil {
 		undo()
 		return nil, err
 	}
@@ -291,42 +280,37 @@ var lastingName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$
 
 // pod is by what name the attachment is listed: the node's, or that of the
 // namespace where it is another.
-func (h *host) pod(ctx context.Context) (*apiv1.Pod, error) {
+func (h *host) pod(ctx context.Context) (api.Pod, error) {
 	if h.Netns != initNetns {
 		if name := filepath.Base(h.Netns); lastingName.MatchString(name) {
-			return &apiv1.Pod{Namespace: podNamespace, Name: name}, nil
+			return api.Pod{Namespace: podNamespace, Name: name}, nil
 		}
-		return &apiv1.Pod{Namespace: podNamespace, Name: h.key.GetContainerId()}, nil
+		return api.Pod{Namespace: podNamespace, Name: h.key.ContainerID}, nil
 	}
-	v, err := h.client.Version(ctx, &apiv1.VersionRequest{})
+	v, err := h.client.Version(ctx, &api.VersionRequest{})
 	if err != nil {
-		return nil, err
+		return api.Pod{}, err
 	}
-	return &apiv1.Pod{Namespace: podNamespace, Name: v.GetNode()}, nil
+	return api.Pod{Namespace: podNamespace, Name: v.Node}, nil
 }
 
 // Detach removes the interface and what belongs to it; that there is none is no error.
 // Where no daemon runs the next one frees the addresses.
 func Detach(ctx context.Context, c Config) error {
-	h, err := open(ctx, c)
-	if h == nil {
+	h, err := open(c)
+	if err != nil {
 		return err
 	}
 	defer h.close()
+	known, err := h.find(ctx)
 	absent := errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
 	if err != nil && !absent {
 		return err
 	}
 	var mac net.HardwareAddr
-	if !absent {
-		known, err := h.find(ctx)
-		if err != nil {
-			return err
-		}
-		if known != nil {
-			if mac, err = net.ParseMAC(known.GetMac()); err != nil {
-				return fmt.Errorf("daemon's answer: mac: %w", err)
-			}
+	if known != nil {
+		if mac, err = net.ParseMAC(known.MAC); err != nil {
+			return fmt.Errorf("daemon's answer: mac: %w", err)
 		}
 	}
 	link, err := h.link()
@@ -343,10 +327,10 @@ func Detach(ctx context.Context, c Config) error {
 		if !ours {
 			return nil
 		}
-		return apiv1.WriteTombstone(h.Socket, h.key)
+		return api.WriteTombstone(h.Socket, h.key)
 	}
-	_, err = h.client.DelPod(ctx, &apiv1.DelPodRequest{Key: h.key})
-	if status.Code(err) == codes.NotFound {
+	_, err = h.client.DelPod(ctx, &api.DelPodRequest{Key: h.key})
+	if api.CodeOf(err) == api.NotFound {
 		return nil
 	}
 	return err

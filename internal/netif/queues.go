@@ -8,7 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/internal/fdpass"
 	"vswitch/tap"
 )
@@ -22,31 +22,31 @@ func SendQueues(socket, token string, dev *tap.Device) error {
 	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
 	defer cancel()
 	m := fdpass.Message{Token: token, Features: uint32(dev.Features)}
-	return fdpass.Send(ctx, apiv1.FDSocket(socket), m, dev.FDs)
+	return fdpass.Send(ctx, api.FDSocket(socket), m, dev.FDs)
 }
 
 // Reattach opens the queues of an attachment that a daemon has lost, inside its
 // namespace, and passes them on. It waits until the interface carries again.
-func Reattach(socket string, a *apiv1.Attachment) error {
-	ns, err := OpenNamespace(a.GetNetns())
+func Reattach(socket string, a *api.Attachment) error {
+	ns, err := OpenNamespace(a.Netns)
 	if err != nil {
-		return fmt.Errorf("%s: %w", a.GetNetns(), err)
+		return fmt.Errorf("%s: %w", a.Netns, err)
 	}
 	defer ns.Close()
 	var dev *tap.Device
 	err = ns.Do(func(h *netlink.Handle) error {
 		// The path may lead to another pod by now.
-		link, err := h.LinkByName(a.GetKey().GetIfname())
+		link, err := h.LinkByName(a.Key.Ifname)
 		if err != nil {
 			return err
 		}
-		if have := link.Attrs().HardwareAddr.String(); have != a.GetMac() {
-			return fmt.Errorf("another interface: its MAC is %s, want %s", have, a.GetMac())
+		if have := link.Attrs().HardwareAddr.String(); have != a.MAC {
+			return fmt.Errorf("another interface: its MAC is %s, want %s", have, a.MAC)
 		}
 		dev, err = tap.Attach(tap.Config{
-			Name:   a.GetKey().GetIfname(),
-			Queues: int(a.GetQueues()),
-			Plain:  a.GetPlain(),
+			Name:   a.Key.Ifname,
+			Queues: int(a.Queues),
+			Plain:  a.Plain,
 		})
 		return err
 	})
@@ -54,10 +54,10 @@ func Reattach(socket string, a *apiv1.Attachment) error {
 		return err
 	}
 	defer dev.Close()
-	if err := SendQueues(socket, a.GetToken(), dev); err != nil {
+	if err := SendQueues(socket, a.Token, dev); err != nil {
 		return err
 	}
-	return ns.Do(func(h *netlink.Handle) error { return waitRunning(h, a.GetKey().GetIfname()) })
+	return ns.Do(func(h *netlink.Handle) error { return waitRunning(h, a.Key.Ifname) })
 }
 
 // runningTimeout is how long the kernel may take to notice that an interface has

@@ -5,7 +5,7 @@ import (
 	"net"
 	"net/netip"
 
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
 // Spec is how an interface is to be: the daemon's decisions, decoded.
@@ -37,27 +37,27 @@ const minMTU6Bytes = 1280
 
 // SpecOfReply decodes what the daemon says a new interface is to be like. An error says
 // which field is wrong.
-func SpecOfReply(ifname string, r *apiv1.AddPodReply) (*Spec, error) {
+func SpecOfReply(ifname string, r *api.AddPodReply) (*Spec, error) {
 	s := &Spec{
 		Name:          ifname,
-		MTUBytes:      int(r.GetMtuBytes()),
-		Queues:        int(r.GetQueues()),
-		Plain:         r.GetPlain(),
-		GSOMaxBytes:   int(r.GetGsoMaxBytes()),
-		TxQueueFrames: int(r.GetTxQueueFrames()),
+		MTUBytes:      int(r.MTUBytes),
+		Queues:        int(r.Queues),
+		Plain:         r.Plain,
+		GSOMaxBytes:   int(r.GSOMaxBytes),
+		TxQueueFrames: int(r.TxQueueFrames),
 	}
 	if s.Queues < 1 {
 		return nil, fmt.Errorf("daemon's answer: %d queues", s.Queues)
 	}
-	return s, s.decode(r.GetMac(), r.GetGatewayMac(), r.GetIps(), r.GetGateways(), r.GetRoutes())
+	return s, s.decode(r.MAC, r.GatewayMAC, r.IPs, r.Gateways, r.Routes)
 }
 
 // SpecOfCheck decodes what the daemon says one that exists is to be like, as far as that
 // can be looked at: without queues, and limits that only making it sets.
-func SpecOfCheck(r *apiv1.CheckPodReply) (*Spec, error) {
-	a := r.GetAttachment()
-	s := &Spec{Name: a.GetKey().GetIfname(), MTUBytes: int(a.GetMtuBytes())}
-	return s, s.decode(a.GetMac(), r.GetGatewayMac(), a.GetIps(), r.GetGateways(), r.GetRoutes())
+func SpecOfCheck(r *api.CheckPodReply) (*Spec, error) {
+	a := &r.Attachment
+	s := &Spec{Name: a.Key.Ifname, MTUBytes: int(a.MTUBytes)}
+	return s, s.decode(a.MAC, r.GatewayMAC, a.IPs, r.Gateways, r.Routes)
 }
 
 // decode turns text into addresses. The daemon is trusted, but a mismatch of

@@ -4,18 +4,16 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/protobuf/proto"
-
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 )
 
-func goodReply() *apiv1.AddPodReply {
-	return &apiv1.AddPodReply{
-		Ips:        []string{"192.0.2.7/32", "2001:db8::7/128"},
+func goodReply() *api.AddPodReply {
+	return &api.AddPodReply{
+		IPs:        []string{"192.0.2.7/32", "2001:db8::7/128"},
 		Gateways:   []string{"169.254.1.1", "fe80::1"},
-		Mac:        "02:00:00:00:00:07",
-		GatewayMac: "02:76:73:77:00:01",
-		MtuBytes:   1400,
+		MAC:        "02:00:00:00:00:07",
+		GatewayMAC: "02:76:73:77:00:01",
+		MTUBytes:   1400,
 		Queues:     2,
 	}
 }
@@ -40,21 +38,21 @@ func TestSpecPairsAddressesWithGateways(t *testing.T) {
 func TestSpecRefusesAnAnswerThatMakesNoSense(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		change func(*apiv1.AddPodReply)
+		change func(*api.AddPodReply)
 		says   string
 	}{
-		{"no address", func(r *apiv1.AddPodReply) { r.Ips = nil }, "ips"},
-		{"a subnet", func(r *apiv1.AddPodReply) { r.Ips[0] = "192.0.2.7/24" }, "192.0.2.7/24"},
-		{"an address without a gateway", func(r *apiv1.AddPodReply) { r.Gateways = r.Gateways[:1] }, "2001:db8::7"},
-		{"no address at all", func(r *apiv1.AddPodReply) { r.Ips[0] = "pod" }, "pod"},
-		{"a gateway with a prefix", func(r *apiv1.AddPodReply) { r.Gateways[0] = "169.254.1.1/32" }, "gateways"},
-		{"no MAC", func(r *apiv1.AddPodReply) { r.Mac = "" }, "mac"},
-		{"no gateway MAC", func(r *apiv1.AddPodReply) { r.GatewayMac = "" }, "gateway_mac"},
-		{"no queue", func(r *apiv1.AddPodReply) { r.Queues = 0 }, "queues"},
-		{"too small an MTU for IPv6", func(r *apiv1.AddPodReply) { r.MtuBytes = 1279 }, "1280"},
+		{"no address", func(r *api.AddPodReply) { r.IPs = nil }, "ips"},
+		{"a subnet", func(r *api.AddPodReply) { r.IPs[0] = "192.0.2.7/24" }, "192.0.2.7/24"},
+		{"an address without a gateway", func(r *api.AddPodReply) { r.Gateways = r.Gateways[:1] }, "2001:db8::7"},
+		{"no address at all", func(r *api.AddPodReply) { r.IPs[0] = "pod" }, "pod"},
+		{"a gateway with a prefix", func(r *api.AddPodReply) { r.Gateways[0] = "169.254.1.1/32" }, "gateways"},
+		{"no MAC", func(r *api.AddPodReply) { r.MAC = "" }, "mac"},
+		{"no gateway MAC", func(r *api.AddPodReply) { r.GatewayMAC = "" }, "gateway_mac"},
+		{"no queue", func(r *api.AddPodReply) { r.Queues = 0 }, "queues"},
+		{"too small an MTU for IPv6", func(r *api.AddPodReply) { r.MTUBytes = 1279 }, "1280"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := proto.CloneOf(goodReply())
+			r := goodReply()
 			tt.change(r)
 			if _, err := SpecOfReply("eth0", r); err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("got %v, want it to say %q", err, tt.says)

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"vswitch/control"
+	"vswitch/control/api"
 	apiv1 "vswitch/control/api/v1"
 	"vswitch/control/embedded"
 	"vswitch/internal/config"
@@ -342,12 +343,13 @@ func TestDeletedMeanwhile(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(cfg.SocketPath), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := apiv1.WriteTombstone(cfg.SocketPath, addRequest("c1").Key); err != nil {
+	k := addRequest("c1").GetKey()
+	if err := api.WriteTombstone(cfg.SocketPath, api.AttachmentKey{Network: k.GetNetwork(), ContainerID: k.GetContainerId(), Ifname: k.GetIfname()}); err != nil {
 		t.Fatal(err)
 	}
 	d := start(t, cfg)
 	d.waitReady(t)
-	if keys, err := apiv1.Tombstones(cfg.SocketPath); err != nil || len(keys) != 0 {
+	if keys, err := api.Tombstones(cfg.SocketPath); err != nil || len(keys) != 0 {
 		t.Errorf("left: %v, %v", keys, err)
 	}
 	d.end(t)

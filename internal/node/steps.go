@@ -17,7 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"vswitch/control"
-	apiv1 "vswitch/control/api/v1"
+	"vswitch/control/api"
 	"vswitch/control/ipam"
 	"vswitch/control/snapshot"
 	"vswitch/internal/attach"
@@ -75,7 +75,7 @@ func (n *node) openAttachments() error {
 		OpenQueue: func(fd int, f tap.Features) (vswitch.Queue, error) { return tap.NewQueue(fd, f) },
 		Forget:    n.dataplane.forgetPod,
 		Records:   &attach.File{Path: n.state.file(attachmentsFile), BootID: n.bootID},
-		MTUBytes:  n.mtuBytes, Queues: n.cfg.Workers, Timeout: apiv1.PendingTimeout, Log: n.log,
+		MTUBytes:  n.mtuBytes, Queues: n.cfg.Workers, Timeout: api.PendingTimeout, Log: n.log,
 	}
 	if n.cfg.HostPorts {
 		c.HostPorts = n.hostPorts
@@ -114,13 +114,13 @@ func (n *node) openAPI() error {
 	if n.metrics != nil {
 		c.Called = n.metrics.Called
 	}
-	api, err := nodeapi.Start(c)
+	server, err := nodeapi.Start(c)
 	if err != nil {
 		return err
 	}
-	n.onClose(api.Close)
-	n.api = api
-	fds, err := fdpass.Listen(apiv1.FDSocket(n.cfg.SocketPath), n.takeQueues, n.log)
+	n.onClose(server.Close)
+	n.api = server
+	fds, err := fdpass.Listen(api.FDSocket(n.cfg.SocketPath), n.takeQueues, n.log)
 	if err != nil {
 		return fmt.Errorf("--socket %s: %w", n.cfg.SocketPath, err)
 	}
@@ -299,16 +299,16 @@ func (n *node) ownPods() []control.Object {
 // buryDeleted removes what plugins were told to delete while no daemon ran. The
 // API listens by now, so whatever is deleted from here on comes that way.
 func (n *node) buryDeleted() error {
-	keys, err := apiv1.Tombstones(n.cfg.SocketPath)
+	keys, err := api.Tombstones(n.cfg.SocketPath)
 	if err != nil {
 		n.log.Warn("some attachments deleted meanwhile are not known", "err", err)
 	}
 	for _, k := range keys {
-		key := attach.Key{Network: k.GetNetwork(), ContainerID: k.GetContainerId(), Ifname: k.GetIfname()}
+		key := attach.Key{Network: k.Network, ContainerID: k.ContainerID, Ifname: k.Ifname}
 		if err := n.attachments.Delete(key); err != nil {
 			return err
 		}
-		if err := apiv1.RemoveTombstone(n.cfg.SocketPath, k); err != nil {
+		if err := api.RemoveTombstone(n.cfg.SocketPath, k); err != nil {
 			return err
 		}
 	}

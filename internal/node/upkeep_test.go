@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"vswitch/control/api"
 	apiv1 "vswitch/control/api/v1"
 )
 
@@ -24,7 +25,7 @@ func taken(t *testing.T, d *daemon) map[string][]byte {
 			t.Fatal(err)
 		}
 	}
-	files[d.cfg.SocketPath], files[apiv1.FDSocket(d.cfg.SocketPath)] = nil, nil
+	files[d.cfg.SocketPath], files[api.FDSocket(d.cfg.SocketPath)] = nil, nil
 	return files
 }
 
@@ -57,7 +58,7 @@ func TestDeletedFilesComeBack(t *testing.T) {
 	for round, takeAway := range []func() error{
 		func() error { // the others are written since the first look: seen for the first time in this round
 			return remove(filepath.Join(cfg.StateDir, lockFile), filepath.Join(cfg.StateDir, instanceFile),
-				filepath.Join(cfg.StateDir, claimFile), cfg.SocketPath, apiv1.FDSocket(cfg.SocketPath))
+				filepath.Join(cfg.StateDir, claimFile), cfg.SocketPath, api.FDSocket(cfg.SocketPath))
 		},
 		func() error {
 			return errors.Join(os.RemoveAll(cfg.StateDir), os.RemoveAll(filepath.Dir(cfg.SocketPath)))
@@ -88,7 +89,7 @@ func TestDeletedFilesComeBack(t *testing.T) {
 		if _, err := openStateDir(cfg.StateDir); err == nil || !strings.Contains(err.Error(), "another vswitch") {
 			t.Errorf("round %d: the state directory is not locked: %v", round, err)
 		}
-		conn, err := net.Dial("unixpacket", apiv1.FDSocket(cfg.SocketPath))
+		conn, err := net.Dial("unixpacket", api.FDSocket(cfg.SocketPath))
 		if err != nil {
 			t.Errorf("round %d: descriptor socket: %v", round, err)
 		} else {

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"vswitch/control/api"
 )
 
 // Client is a connection to a daemon and its calls. Safe for concurrent use.
@@ -39,7 +41,7 @@ func (f *firstConn) take() net.Conn {
 // the socket is another user's. A daemon that goes away later shows as
 // codes.Unavailable on a call.
 func Dial(ctx context.Context, socket string) (*Client, error) {
-	if err := CheckSocketPath(socket); err != nil {
+	if err := api.CheckSocketPath(socket); err != nil {
 		return nil, err
 	}
 	// gRPC connects lazily and hides the cause: connect first, and let it have

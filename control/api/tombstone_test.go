@@ -1,4 +1,4 @@
-package apiv1
+package api
 
 import (
 	"os"
@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-func key(network, container, ifname string) *AttachmentKey {
-	return &AttachmentKey{Network: network, ContainerId: container, Ifname: ifname}
+func key(network, container, ifname string) AttachmentKey {
+	return AttachmentKey{Network: network, ContainerID: container, Ifname: ifname}
 }
 
 // listed is the keys of Tombstones as text.
@@ -20,7 +20,7 @@ func listed(t *testing.T, socket string) map[string]bool {
 	}
 	m := map[string]bool{}
 	for _, k := range keys {
-		m[k.GetNetwork()+"/"+k.GetContainerId()+"/"+k.GetIfname()] = true
+		m[k.Network+"/"+k.ContainerID+"/"+k.Ifname] = true
 	}
 	if len(m) != len(keys) {
 		t.Errorf("duplicates in %v", keys)
@@ -35,7 +35,7 @@ func TestTombstones(t *testing.T) {
 	}
 	long := strings.Repeat("c", 1000) // longer than a file name may be
 	for range 2 {
-		for _, k := range []*AttachmentKey{key("n", long, "eth0"), key("n", "c", "eth0"), key("n", "c", "eth1")} {
+		for _, k := range []AttachmentKey{key("n", long, "eth0"), key("n", "c", "eth0"), key("n", "c", "eth1")} {
 			if err := WriteTombstone(socket, k); err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestABrokenTombstoneDoesNotHideOthers(t *testing.T) {
 		}
 	}
 	keys, err := Tombstones(socket)
-	if len(keys) != 1 || keys[0].GetContainerId() != "c" {
+	if len(keys) != 1 || keys[0].ContainerID != "c" {
 		t.Errorf("got %v", keys)
 	}
 	if err == nil || !strings.Contains(err.Error(), "0broken") || !strings.Contains(err.Error(), "zempty") || strings.Contains(err.Error(), ".new") {

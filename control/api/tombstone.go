@@ -1,4 +1,4 @@
-package apiv1
+package api
 
 import (
 	"crypto/sha256"
@@ -40,7 +40,7 @@ func TombstoneDir(socket string) string { return socket + ".deleted" }
 
 // WriteTombstone records that an attachment is to be deleted. Writing it again
 // changes nothing.
-func WriteTombstone(socket string, key *AttachmentKey) error {
+func WriteTombstone(socket string, key AttachmentKey) error {
 	dir := TombstoneDir(socket)
 	// The socket's own directory may have gone with the daemon (systemd's
 	// RuntimeDirectory=), its parent is there.
@@ -50,7 +50,7 @@ func WriteTombstone(socket string, key *AttachmentKey) error {
 	if err := makeDir(dir, 0o700); err != nil {
 		return fmt.Errorf("tombstone: %w", err)
 	}
-	data, err := json.Marshal(tombstone{key.GetNetwork(), key.GetContainerId(), key.GetIfname()})
+	data, err := json.Marshal(tombstone{key.Network, key.ContainerID, key.Ifname})
 	if err != nil {
 		return fmt.Errorf("tombstone: %w", err)
 	}
@@ -79,13 +79,13 @@ func makeDir(path string, mode fs.FileMode) error {
 }
 
 // HasTombstone reports whether there is a tombstone for an attachment.
-func HasTombstone(socket string, key *AttachmentKey) bool {
+func HasTombstone(socket string, key AttachmentKey) bool {
 	_, err := os.Lstat(tombstonePath(socket, key))
 	return err == nil
 }
 
 // RemoveTombstone removes an attachment's tombstone, if there is one.
-func RemoveTombstone(socket string, key *AttachmentKey) error {
+func RemoveTombstone(socket string, key AttachmentKey) error {
 	err := os.Remove(tombstonePath(socket, key))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("tombstone: %w", err)
@@ -95,7 +95,7 @@ func RemoveTombstone(socket string, key *AttachmentKey) error {
 
 // Tombstones lists the attachments to be deleted. One that can't be read does
 // not hide the others: it is left out and named in the error.
-func Tombstones(socket string) ([]*AttachmentKey, error) {
+func Tombstones(socket string) ([]AttachmentKey, error) {
 	dir := TombstoneDir(socket)
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -104,7 +104,7 @@ func Tombstones(socket string) ([]*AttachmentKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tombstones: %w", err)
 	}
-	var keys []*AttachmentKey
+	var keys []AttachmentKey
 	var errs []error
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".") {
@@ -125,7 +125,7 @@ func Tombstones(socket string) ([]*AttachmentKey, error) {
 			errs = append(errs, fmt.Errorf("tombstone %s: %w", e.Name(), err))
 			continue
 		}
-		keys = append(keys, &AttachmentKey{Network: t.Network, ContainerId: t.ContainerID, Ifname: t.Ifname})
+		keys = append(keys, AttachmentKey{Network: t.Network, ContainerID: t.ContainerID, Ifname: t.Ifname})
 	}
 	return keys, errors.Join(errs...)
 }
@@ -139,7 +139,7 @@ type tombstone struct {
 
 // tombstonePath hashes the key: container ids can be longer than a file name.
 // No part of a key contains a zero byte (CNI takes none from the environment).
-func tombstonePath(socket string, key *AttachmentKey) string {
-	h := sha256.Sum256([]byte(key.GetNetwork() + "\x00" + key.GetContainerId() + "\x00" + key.GetIfname()))
+func tombstonePath(socket string, key AttachmentKey) string {
+	h := sha256.Sum256([]byte(key.Network + "\x00" + key.ContainerID + "\x00" + key.Ifname))
 	return filepath.Join(TombstoneDir(socket), hex.EncodeToString(h[:16]))
 }
