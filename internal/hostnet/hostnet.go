@@ -105,8 +105,8 @@ func ownNetns() (string, error) {
 		return "", err
 	}
 	first, err := os.Stat(initNetns)
-	if errors.Is(err, fs.ErrPermission) { // an ordinary user's
-		return "", err
+	if errors.Is(err, fs.ErrPermission) { // an ordinary user's, or root's who may not look into it
+		return "", fmt.Errorf("whether this is the network namespace of the machine's first process is not to be seen: give the one meant, by a path that lasts, as --netns: %w", err)
 	}
 	if err != nil || !os.SameFile(own, first) {
 		return "", errors.New("this process is not in the network namespace of the machine's first process: give the one meant, by a path that lasts, as --netns")
