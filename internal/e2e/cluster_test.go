@@ -109,6 +109,12 @@ func (c *cluster) eventually(what string, f func() error) {
 // within is eventually for what is promised a time.
 func (c *cluster) within(bound time.Duration, what string, f func() error) {
 	c.t.Helper()
+	within(c.t, bound, what, f)
+}
+
+// within polls until f succeeds, or fails the test with its last error once bound is over.
+func within(t *testing.T, bound time.Duration, what string, f func() error) {
+	t.Helper()
 	deadline := time.Now().Add(bound)
 	for {
 		err := f()
@@ -116,7 +122,7 @@ func (c *cluster) within(bound time.Duration, what string, f func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("%s: not within %v: %v", what, bound, err)
+			t.Fatalf("%s: not within %v: %v", what, bound, err)
 		}
 		time.Sleep(20 * time.Millisecond) // between two looks at the condition
 	}

@@ -414,10 +414,11 @@ func TestCNIDaemonKilledDuringAdd(t *testing.T) {
 		h.wantPods(0)
 	}
 	for _, f := range []string{"leases.json", "attachments.json"} {
-		info, err := os.Stat(filepath.Join(h.node.StateDir(), f))
-		if err != nil {
-			t.Fatal(err)
-		}
+		var info os.FileInfo
+		within(t, patience, f+" is written", func() (err error) {
+			info, err = os.Stat(filepath.Join(h.node.StateDir(), f))
+			return err
+		})
 		if mode := info.Mode().Perm(); mode != 0o600 {
 			t.Errorf("%s has mode %o, want 600", f, mode)
 		}

@@ -97,22 +97,25 @@ func TestReboot(t *testing.T) {
 	again := c.pod(1, "web", map[string]string{"app": "web"})
 	c.b1 = c.pod(1, "b1", nil)
 	serveName(t, again, 8080)
-	text, err := os.ReadFile(filepath.Join(b.StateDir(), "leases.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var leases struct {
-		Data struct {
-			BootID string
-			Leases map[string]int
+	c.eventually("leases are those of two pods, of this boot", func() error {
+		text, err := os.ReadFile(filepath.Join(b.StateDir(), "leases.json"))
+		if err != nil {
+			return err
 		}
-	}
-	if err := json.Unmarshal(text, &leases); err != nil {
-		t.Fatal(err)
-	}
-	if len(leases.Data.Leases) != 2 || !strings.HasPrefix(leases.Data.BootID, "11111111") {
-		t.Errorf("leases after the reboot: %+v; want those of two pods, of this boot", leases.Data)
-	}
+		var leases struct {
+			Data struct {
+				BootID string
+				Leases map[string]int
+			}
+		}
+		if err := json.Unmarshal(text, &leases); err != nil {
+			return err
+		}
+		if len(leases.Data.Leases) != 2 || !strings.HasPrefix(leases.Data.BootID, "11111111") {
+			return fmt.Errorf("they are %+v", leases.Data)
+		}
+		return nil
+	})
 	c.waitJoined()
 	svc := c.service("web")
 	c.eventually("the service answers again", func() error {

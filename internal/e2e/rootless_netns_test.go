@@ -174,17 +174,7 @@ func answerDatagrams(conn *net.UDPConn, name string) {
 // eventually waits until f has no error.
 func (h *userHost) eventually(what string, f func() error) {
 	h.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			h.t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	within(h.t, 10*time.Second, what, f)
 }
 
 // says reports whether a place answers with a name, and sees a client.
