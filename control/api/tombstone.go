@@ -50,7 +50,7 @@ func WriteTombstone(socket string, key AttachmentKey) error {
 	if err := makeDir(dir, 0o700); err != nil {
 		return fmt.Errorf("tombstone: %w", err)
 	}
-	data, err := json.Marshal(tombstone{key.Network, key.ContainerID, key.Ifname})
+	data, err := json.Marshal(tombstone(key))
 	if err != nil {
 		return fmt.Errorf("tombstone: %w", err)
 	}
@@ -125,7 +125,7 @@ func Tombstones(socket string) ([]AttachmentKey, error) {
 			errs = append(errs, fmt.Errorf("tombstone %s: %w", e.Name(), err))
 			continue
 		}
-		keys = append(keys, AttachmentKey{Network: t.Network, ContainerID: t.ContainerID, Ifname: t.Ifname})
+		keys = append(keys, AttachmentKey(t))
 	}
 	return keys, errors.Join(errs...)
 }
