@@ -99,3 +99,37 @@ func FuzzReplyIsReadAsProtobufReadsIt(f *testing.F) {
 		}
 	})
 }
+
+// What both decoders take means the same to both.
+func FuzzUnmarshal(f *testing.F) {
+	for _, m := range []proto.Message{
+		&apiv1.ListAttachmentsReply{},
+		&apiv1.ListAttachmentsReply{Attachments: []*apiv1.Attachment{{
+			Key: &apiv1.AttachmentKey{ContainerId: "c", Ifname: "eth0"}, Queues: 2, Plain: true, Ips: []string{"10.244.0.2", "fd00::2"},
+			Pod: &apiv1.Pod{Name: "web", Labels: map[string]string{"app": "web"}}, PortMappings: []*apiv1.PortMapping{{HostPort: 80}},
+		}}},
+	} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var ours, theirs api.ListAttachmentsReply
+		var generated apiv1.ListAttachmentsReply
+		if api.Unmarshal(b, &ours) != nil || proto.Unmarshal(b, &generated) != nil {
+			return
+		}
+		again, err := proto.Marshal(&generated)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := api.Unmarshal(again, &theirs); err != nil {
+			t.Fatalf("%x, of %x: %v", again, b, err)
+		}
+		if !reflect.DeepEqual(ours, theirs) {
+			t.Errorf("%x: %+v, want %+v", b, ours, theirs)
+		}
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,9 +16,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vswitch/internal/lab"
 	"vswitch/internal/lab/labtest"
@@ -390,5 +394,37 @@ func TestRootlessPodman(t *testing.T) {
 	wantNoPods(t, vswitch)
 	if err := daemon.Stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// endPodman ends what an ordinary user's podman leaves for its next command, if dir has
+// any: a process that holds the user's namespaces.
+func endPodman(t *testing.T, dir string) {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // went meanwhile
+			return nil
+		case err != nil || d.Name() != "pause.pid":
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && bytes.Contains(environ, []byte(dir)) { // it is still that one
+			err = unix.Kill(pid, unix.SIGKILL)
+		}
+		return err
+	})
+	if err != nil {
+		t.Errorf("podman's own process: %v", err)
 	}
 }

@@ -44,7 +44,10 @@ func newUser(t *testing.T, grants string) *user {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		endPodman(t, dir)
+		os.RemoveAll(dir)
+	})
 	if _, err := os.Stat(userns.TunDevice); err != nil {
 		t.Skipf("no TUN device on this machine: %v", err)
 	}
