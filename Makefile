@@ -76,9 +76,18 @@ bin/k8s/built: test/k8s/go.mod test/k8s/go.sum
 	@cd test/k8s && go build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/k8s/etcd go.etcd.io/etcd/server/v3
 	@touch $@
 
+# Helm, which says that it is for the Kubernetes above, as a release does.
+HELM_VERSION := 3.22.0
+HELM_STAMP    = $(foreach n,Major=$(word 1,$(subst ., ,$(K8S_VERSION))) Minor=$(word 2,$(subst ., ,$(K8S_VERSION))),-X helm.sh/helm/v3/pkg/chartutil.k8sVersion$(n))
+
+bin/k8s/helm-$(HELM_VERSION):
+	@echo "== Helm v$(HELM_VERSION)"
+	@GOBIN=$(CURDIR)/bin/k8s CGO_ENABLED=0 go install -trimpath -ldflags '-s -w $(HELM_STAMP)' helm.sh/helm/v3/cmd/helm@v$(HELM_VERSION)
+	@rm -f bin/k8s/helm-* && mv bin/k8s/helm $@
+
 .PHONY: e2e-k8s
 e2e-k8s: TIMEOUT ?= 20m
-e2e-k8s: test-deps build k8s ## the tests with a real Kubernetes control plane; RUN=regexp picks some
+e2e-k8s: test-deps build k8s bin/k8s/helm-$(HELM_VERSION) ## the tests with a real Kubernetes control plane; RUN=regexp picks some
 	@echo "== Kubernetes"
 	@VSWITCH_BIN=$(CURDIR)/bin go test -json -count=1 -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') ./internal/e2ek8s | $(SUM)
 

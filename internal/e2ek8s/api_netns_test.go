@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
+	"vswitch/internal/lab"
+	"vswitch/internal/lab/labtest"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,6 +42,34 @@ func testKubectl(t *testing.T, r *rig) {
 	r.kubectl(t, "rollout", "restart", "-n", ns, "deployment/web")
 	r.kubectl(t, "rollout", "status", "-n", ns, "deployment/web", "--timeout=60s")
 	r.kubectl(t, "delete", "deployment", "web", "-n", ns)
+}
+
+// What Helm makes of the chart the API server takes, and finds no field that it doesn't
+// know. That it is what the kustomization has, which runs here, the tests of deploy say.
+func testChart(t *testing.T, r *rig) {
+	helms, err := filepath.Glob(filepath.Join(labtest.BinDir(t), "k8s", "helm-*"))
+	if err != nil || len(helms) != 1 {
+		t.Fatalf("%v, %v: want the one that make e2e-k8s builds", helms, err)
+	}
+	chart, err := filepath.Abs(filepath.Join("..", "..", "deploy", "helm", "vswitch"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	objects, err := r.Control.Exec(ctx, lab.Command{Name: "helm", Path: helms[0], Args: []string{"template", "vswitch", chart}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := r.Kubectl(ctx, string(objects), "apply", "--dry-run=server", "--validate=strict", "-f", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"namespace/", "serviceaccount/", "clusterrole.", "clusterrolebinding.", "configmap/", "daemonset."} {
+		if !strings.Contains("\n"+string(out), "\n"+want) {
+			t.Errorf("no %s was taken: %s", want, out)
+		}
+	}
 }
 
 // apiClients is a pod with the right to list pods of its namespace, on each node.

@@ -23,6 +23,7 @@ func TestCluster(t *testing.T) {
 		test func(*testing.T, *rig)
 	}{
 		{"kubectl", testKubectl},
+		{"Helm chart", testChart},
 		{"services", testServices},
 		{"API server from pods", testAPIFromPod},
 		{"node ports", testNodePorts},
