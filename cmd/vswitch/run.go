@@ -82,6 +82,10 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	// More than a start needs: another underlay address, or more workers, may come.
 	stock := bound.NewStock(2*cfg.Workers, udp.DefaultBufferBytes)
+	score, err := keeper.OpenScore()
+	if err != nil {
+		log.Warn(err.Error())
+	}
 	if err := confineKeeper(&cfg, program, log); err != nil {
 		return err
 	}
@@ -90,7 +94,7 @@ func keep(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	defer signal.Stop(restart)
 	kc := keeper.Config{
 		Command: func() []string { return append([]string{program}, os.Args[1:]...) },
-		Restart: restart, Stock: stock, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Drain: cfg.DrainTimeout, Manager: manager, Log: log,
+		Restart: restart, Stock: stock, Embedded: embeddedStore(&cfg, log), Socket: socket, TakeOver: cfg.TakeOver, Drain: cfg.DrainTimeout, Manager: manager, Score: score, Log: log,
 	}
 	if manager.KeepsDescriptors() {
 		if kc.Store, err = manager.NewStore(log); err != nil {

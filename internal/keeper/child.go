@@ -52,7 +52,7 @@ func (k *keeper) start() (*child, error) {
 	c.cmd.ExtraFiles = []*os.File{theirs} // becomes ConnFD
 	// Without its keeper a dataplane would be in the way of the next one.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.cmd.Start(); err != nil {
+	if err := asVictim(k.cfg.Score, c.cmd.Start); err != nil {
 		conn.Close()
 		err = fmt.Errorf("keeper: start the dataplane: %w", err)
 		if errors.Is(err, syscall.EACCES) {

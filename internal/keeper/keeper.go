@@ -86,6 +86,9 @@ type Config struct {
 	BeginTimeout time.Duration
 	// Drain is how much longer a child may take to end when told to.
 	Drain time.Duration
+	// Score is from OpenScore, and has the kernel end the dataplane rather than the keeper
+	// when memory is short. Nil: it takes the larger. Run closes it.
+	Score *os.File
 	// Embedded starts the embedded store, which ends with the keeper. Nil: there is none.
 	Embedded func() (Embedded, error)
 	Log      *slog.Logger
@@ -136,6 +139,9 @@ func Run(ctx context.Context, cfg Config) error {
 		k.cfg.Stock = &bound.Stock{}
 	}
 	defer k.cfg.Stock.Close()
+	if k.cfg.Score != nil {
+		defer k.cfg.Score.Close()
+	}
 	if k.store == nil {
 		k.store = &fdstore.Memory{}
 	}

@@ -237,7 +237,12 @@ func keep(ctx context.Context, cfg *Config, fds []int, ready func()) error {
 	if err != nil {
 		return err
 	}
+	score, err := keeper.OpenScore()
+	if err != nil {
+		cfg.Log.Warn(err.Error())
+	}
 	return keeper.Run(ctx, keeper.Config{
+		Score: score,
 		Command: func() []string {
 			return append([]string{cfg.Self, "rootless", "dataplane", "--config", string(text)}, cfg.DataplaneArgs...)
 		},
