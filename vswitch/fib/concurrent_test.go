@@ -195,6 +195,8 @@ func TestALookupNeverFallsBetweenTwoChanges(t *testing.T) {
 	for _, family := range []struct{ name, addr, long, short string }{
 		{"IPv4", "192.0.2.9", "192.0.2.0/24", "192.0.0.0/16"},
 		{"IPv6", "2001:db8::9", "2001:db8::/64", "2001:db8::/32"},
+		{"IPv4, a host route", "192.0.2.9", "192.0.2.9/32", "192.0.2.0/24"},
+		{"IPv6, a host route", "2001:db8::9", "2001:db8::9/128", "2001:db8::/64"},
 	} {
 		t.Run(family.name, func(t *testing.T) {
 			long, short := netip.MustParsePrefix(family.long), netip.MustParsePrefix(family.short)

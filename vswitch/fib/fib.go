@@ -74,37 +74,39 @@ func (t *Table) Warm(addrs []wire.Addr) {
 }
 
 func (t *Table) lookup4(key uint32) packed {
-	p := t.hosts4.lookup(key)
-	for p == 0 {
+	for {
 		before := t.prefixes4.changes.Load()
+		p := t.hosts4.lookup(key)
+		if p != 0 {
+			return p
+		}
 		for _, l := range *t.prefixes4.longestFirst.Load() {
 			if p = l.table.lookup(key & l.mask); p != 0 {
 				break
 			}
 		}
 		if t.prefixes4.changes.Load() == before {
-			break
+			return p
 		}
-		p = 0
 	}
-	return p
 }
 
 func (t *Table) lookup6(key key6) packed {
-	p := t.hosts6.lookup(key)
-	for p == 0 {
+	for {
 		before := t.prefixes6.changes.Load()
+		p := t.hosts6.lookup(key)
+		if p != 0 {
+			return p
+		}
 		for _, l := range *t.prefixes6.longestFirst.Load() {
 			if p = l.table.lookup(key.and(l.mask)); p != 0 {
 				break
 			}
 		}
 		if t.prefixes6.changes.Load() == before {
-			break
+			return p
 		}
-		p = 0
 	}
-	return p
 }
 
 // SetHost routes the single address a to nh, in place of any next hop it had.

@@ -14,11 +14,12 @@ import (
 // has none any more.
 //
 // A change is one store into one table. A lookup reads several, so two changes
-// might take place between its reads, a longer prefix's coming behind it and a shorter
-// one's going before it, and it would find neither. So each change counts, after
-// its store, and a lookup during which the count moved begins again: what it
-// gives was all true at one moment. Readers do not wait, since only a change that
-// was made sends them back.
+// might take place between its reads, a longer route's coming behind it and a shorter
+// one's going before it, and it would find neither. So each change of a prefix counts,
+// before its store, and a lookup during which the count moved begins again: what it
+// gives was all true at one moment. A host route need not count, since hosts are
+// looked at first: what makes its coming behind a lookup matter is a change of a prefix
+// after it. Readers do not wait, since only a change sends them back, and once.
 //
 // K is an address and T a table by exact match. Lookups are written out for each family
 // (fib.go), since a generic one would call through a dictionary.
@@ -54,16 +55,19 @@ func (p *prefixes[K, T, PT]) set(bits int, mask, key K, v packed) {
 		slices.SortFunc(next, func(a, b *length[K, T]) int { return b.bits - a.bits })
 		p.longestFirst.Store(&next)
 	}
-	PT(&l.table).set(key, v)
 	p.changes.Add(1)
+	PT(&l.table).set(key, v)
 }
 
 func (p *prefixes[K, T, PT]) delete(bits int, key K) bool {
 	l := p.of(bits)
-	if l == nil || !PT(&l.table).delete(key) {
+	if l == nil {
 		return false
 	}
 	p.changes.Add(1)
+	if !PT(&l.table).delete(key) {
+		return false
+	}
 	if PT(&l.table).len() == 0 {
 		next := slices.DeleteFunc(slices.Clone(*p.longestFirst.Load()), func(have *length[K, T]) bool { return have == l })
 		p.longestFirst.Store(&next)
