@@ -198,7 +198,7 @@ func (t *Table) Track(hit *Hit, tcpFlags uint8, frames, bytes int, tick uint32) 
 func (r *record) advance(gen uint64, dir Direction, tcpFlags uint8, tick uint32) {
 	for {
 		old := r.state.Load()
-		s := next(State(old), dir, tcpFlags, tick-r.born.Load())
+		s := next(State(old), dir, tcpFlags, since(r.born.Load(), tick))
 		if s == State(old) || old != stateWord(State(old), gen) {
 			return
 		}

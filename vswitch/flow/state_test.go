@@ -103,6 +103,23 @@ func TestStatesFollowThePackets(t *testing.T) {
 	}
 }
 
+// Workers read the clock each for itself: one may be a tick behind the one that saw the
+// flow's first packet. A question and its two answers are no stream for that.
+func TestAWorkerBehindTheFirstMakesNoStream(t *testing.T) {
+	for _, born := range []uint32{100, 0, 1 << 31} {
+		table := newTable(t, Config{Connections: 16})
+		k := key(wire.ProtoUDP, "192.0.2.1:1000", "192.0.2.2:53")
+		mustInsert(t, table, direct(k), 0, born)
+		for range 2 {
+			hit, _ := lookup(table, k.Reverse(), born-1)
+			table.Track(&hit, 0, 1, 60, born-1)
+		}
+		if hit, _ := lookup(table, k, born); hit.State != UDPReplied {
+			t.Errorf("begun at tick %d, answered twice at the tick before: %v, want %v", born, hit.State, UDPReplied)
+		}
+	}
+}
+
 // How long each state may be idle, in seconds, by transcript. The numbers stand
 // here once more on purpose: they are promises to operators.
 func TestIdleConnectionsExpireByState(t *testing.T) {
