@@ -77,6 +77,18 @@ func TestCutOptionsAndFragments(t *testing.T) {
 	}
 }
 
+// A fragment that ends beyond the longest packet there can be is not cut into pieces whose
+// offsets have begun again at zero, where they would overwrite what was judged.
+func TestCutMakesNoOffsetsThatWrap(t *testing.T) {
+	d := newHandDriven(t, 576)
+	d.serve(1, d.fromA(wiretest.Packet{Dst: straightToB, ID: 5, Proto: 17, SrcPort: 1, DstPort: 2, MoreFragments: true, Payload: make([]byte, 512)}))
+	d.out.sent = nil
+	d.serve(1, d.fromA(wiretest.Packet{Dst: straightToB, ID: 5, Proto: 17, FragmentOffset: 65528, Payload: make([]byte, 1400)}))
+	for _, raw := range d.out.sent {
+		t.Errorf("a piece at offset %d", binary.BigEndian.Uint16(raw[20:])&0x1fff*8)
+	}
+}
+
 // A partial checksum is completed before the packet is cut, and a super-frame of
 // TCP gets smaller segments.
 func TestCutOffloaded(t *testing.T) {

@@ -241,12 +241,19 @@ func walkExtensions(b []byte, h *Headers, next uint8) drop.Reason {
 	return drop.TooManyHeaders
 }
 
+// maxDatagramBytes bounds what fragments are pieces of (RFC 791 section 3.1, RFC 8200
+// section 4.5). An offset beyond it, as of a piece that is cut again, would not fit its field.
+const maxDatagramBytes = 65535
+
 // parseTransport reads the fields the switch decides by. A first fragment may
 // be too short for the transport header: it is refused, since nothing could
-// judge it (RFC 1858 section 3, RFC 7112).
+// judge it (RFC 1858 section 3, RFC 7112). So is one that ends where no datagram does.
 func parseTransport(b []byte, h *Headers) drop.Reason {
 	h.PayloadOff = h.L4Off
 	if h.LaterFrag {
+		if int(h.FragOffset)+h.End-h.L4Off > maxDatagramBytes {
+			return drop.BadHeader
+		}
 		return drop.None
 	}
 	l4 := b[h.L4Off:h.End]

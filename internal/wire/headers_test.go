@@ -195,6 +195,8 @@ func TestParseRefuses(t *testing.T) {
 		{"extension header cut", ipv6(t, ProtoDstOpts, "1100 0104 000000"), drop.Truncated},
 		{"extension header beyond the packet", ipv6(t, ProtoDstOpts, "1101 0104 00000000"), drop.Truncated},
 		{"fragment header cut", ipv6(t, ProtoFragment, "1100 0001"), drop.Truncated},
+		{"fragment that ends beyond the longest packet", ipv4(t, 0x1fff, 64, ProtoUDP, "", udpHead), drop.BadHeader},
+		{"fragment that ends beyond the longest packet, IPv6", ipv6(t, ProtoFragment, "1100 fff8 00000007"+udpHead), drop.BadHeader},
 		{"AH beyond the packet", ipv6(t, ProtoAH, "1104 0000 00000001"), drop.Truncated},
 		{"IPv6 options in Ethernet padding", append(ipv6(t, ProtoDstOpts, ""), unhex(t, "1100 0104 00000000")...), drop.Truncated},
 		{"ten extension headers", ipv6(t, ProtoDstOpts, strings.Repeat("3c00 0104 00000000", 10)+udpHead), drop.TooManyHeaders},
