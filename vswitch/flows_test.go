@@ -237,6 +237,21 @@ func TestAnswersToTheGatewaysFlows(t *testing.T) {
 	}
 }
 
+// An ICMP message that is no echo has no identifier, so an error about one says nothing
+// of the echo flow whose identifier is zero.
+func TestErrorsAboutOtherICMPAreAboutNoFlow(t *testing.T) {
+	b := newBed(t)
+	ping := wiretest.Packet{Src: outside4, Dst: podA4, Proto: wire.ProtoICMP, ICMPType: wire.ICMPEcho}
+	b.only(b.send("gateway", owned(ping.Frame())), "a")
+	about := func(p wiretest.Packet) outcome {
+		return b.send("a", owned(fromA(wiretest.Packet{Dst: outside4, Proto: wire.ProtoICMP, ICMPType: wire.ICMPUnreachable, Payload: p.IP()}).Frame()))
+	}
+	b.only(about(ping), "gateway")
+	timestamp := ping
+	timestamp.ICMPType = 13 // RFC 792
+	b.dropped(about(timestamp), drop.NoFlow)
+}
+
 // An ICMP error about a rewritten flow reaches the client with the VIP in it.
 func TestErrorsAboutServiceFlowsAreTranslated(t *testing.T) {
 	for _, tt := range []struct {

@@ -30,7 +30,7 @@ func (w *worker) forwardQuoting(in *port, f *frame.Frame, h *wire.Headers) drop.
 	if q.Src != h.Dst {
 		return drop.BadHeader
 	}
-	if q.HasL4 && !q.LaterFrag {
+	if hasFlow(q) {
 		key := flow.KeyOf(q).Reverse() // the tuple an answer would have
 		hash := w.sw.cfg.Flows.Hash(&key)
 		f.Hash = uint32(hash)
