@@ -199,18 +199,21 @@ func (w *worker) do(fn func()) {
 	<-ran
 }
 
+// post leaves fn in the mailbox, or reports that nobody will look at it any more. It
+// wakes the worker with mu held: once stopped is set, and the descriptors about to be
+// closed, nobody writes to a number that may be another's by then.
 func (w *worker) post(fn func()) bool {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.stopped {
-		w.mu.Unlock()
 		return false
 	}
 	w.mailbox = append(w.mailbox, fn)
-	w.mu.Unlock()
 	w.wake()
 	return true
 }
 
+// wake is for holders of mu who have seen that the worker is not stopped.
 func (w *worker) wake() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
@@ -233,13 +236,16 @@ func (w *worker) runMailbox() bool {
 	return stop
 }
 
-// stop ends the worker's thread, waits for it and closes its descriptors.
+// stop ends the worker's thread, waits for it and closes its descriptors. It may be
+// called twice.
 func (w *worker) stop() {
 	w.mu.Lock()
 	already := w.stopped
-	w.stopped = true
+	if !already {
+		w.stopped = true
+		w.wake()
+	}
 	w.mu.Unlock()
-	w.wake()
 	<-w.done
 	if !already {
 		unix.Close(w.epfd)
