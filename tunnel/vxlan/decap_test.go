@@ -265,6 +265,22 @@ func TestMembership(t *testing.T) {
 	expect("no longer any port", one, 0, drop.NotMember)
 }
 
+// What the network says of the way to a member while a change of that member waits to be
+// published is not lost by it: the report would not be believed a second time.
+func TestAPathLearntDuringChangesMadeTogether(t *testing.T) {
+	underlay := loopbacks["IPv4"]
+	tun := open(t, vxlan.Config{Underlays: []netip.Addr{underlay}, UnderlayMTUBytes: 1500, MAC: macB})
+	peer := vxlan.Peer{ID: idA, Node: "a", Underlay: underlay, Ports: []uint16{9}, MAC: macA}
+	setPeer(t, tun, peer)
+	tun.Together(func() {
+		setPeer(t, tun, peer)
+		tun.Learn(underlay, 1400)
+	})
+	if got, want := tun.PathMTU(idA), 1400-vxlan.OverheadV4Bytes; got != want {
+		t.Errorf("path MTU %d, want %d", got, want)
+	}
+}
+
 func TestSetPeerNamesWhatIsWrong(t *testing.T) {
 	b := open(t, vxlan.Config{Underlays: []netip.Addr{loopbacks["IPv4"]}, MAC: macB})
 	good := vxlan.Peer{ID: 1, Node: "a", Underlay: loopbacks["IPv4"], Ports: []uint16{1}, MAC: macA}

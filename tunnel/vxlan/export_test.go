@@ -2,10 +2,21 @@
 
 package vxlan
 
-import "time"
+import (
+	"net/netip"
+	"time"
+
+	"vswitch/internal/wire"
+	"vswitch/tunnel/udp"
+)
 
 // SetPathLifetime changes how long a path's MTU is kept.
 func (t *Tunnel) SetPathLifetime(d time.Duration) { t.paths.lifetime = d }
+
+// Learn is a report that packets to an address may be at most mtuBytes long.
+func (t *Tunnel) Learn(to netip.Addr, mtuBytes int) {
+	t.learn(udp.Addr{IP: wire.AddrFrom(to)}, mtuBytes)
+}
 
 // SetProbeTimes changes the governor's intervals, before members are set.
 func (t *Tunnel) SetProbeTimes(first, wait, good, bad time.Duration) {

@@ -129,11 +129,24 @@ func (t *Tunnel) Together(f func()) {
 	defer func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
+		t.catchUp(t.draft)
 		t.members.Store(t.draft)
 		t.draft = nil
 		t.governor.changed()
 	}()
 	f()
+}
+
+// catchUp tells the members of a draft what was learnt of the ways to those that they
+// replace since they were put into it. Callers hold mu.
+func (t *Tunnel) catchUp(draft *members) {
+	published := t.members.Load().byID
+	for id, m := range draft.byID {
+		if old := published[id]; old != m {
+			m.inherit(old)
+			m.pathMTU.Store(int32(t.paths.podMTUTo(wire.AddrFrom(m.Underlay))))
+		}
+	}
 }
 
 // edit gives the members to change, and what publishes them afterwards. Callers hold mu.
