@@ -15,7 +15,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -156,6 +158,9 @@ func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
 	for pair := range o.Pairs {
 		for i, n := range networks {
 			sample, err := n.sample(ctx, &loads[i], s.Metric, time.Duration(s.Duration), o.Self)
+			if err == nil {
+				err = s.missing(sample.Figures)
+			}
 			if err != nil {
 				return fail(fmt.Sprintf("%s, pair %d", sides[i].System, pair+1), err)
 			}
@@ -178,6 +183,17 @@ func measure(ctx context.Context, open *opened, s Scenario, o Options) Row {
 		sides[i].Drops = increase(before[i], after)
 	}
 	return row
+}
+
+// missing says which figure of the scenario's rows the load has not measured: it would be
+// reported as zero, which of a time is the best there is.
+func (s *Scenario) missing(figures map[string]float64) error {
+	for _, name := range s.metrics() {
+		if _, ok := figures[name]; !ok {
+			return fmt.Errorf("it measured no %s, but %s", name, strings.Join(slices.Sorted(maps.Keys(figures)), ", "))
+		}
+	}
+	return nil
 }
 
 // increase is what was added to each counter; counters that stood still are left out.

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"encoding/json"
 	"math"
 	"strings"
 	"testing"
@@ -159,6 +160,34 @@ func TestRatioIsTakenPairByPair(t *testing.T) {
 	row.Goal = 0
 	if row.Met() {
 		t.Error("a failed row meets its goal")
+	}
+}
+
+// A figure that was not measured is a failure, in the row itself and in those taken from
+// the same measurements.
+func TestAFigureThatIsMissingIsAFailure(t *testing.T) {
+	s := Scenario{Metric: "ns/op", Also: []Also{{Name: "rate", Metric: "Mlookups/s"}}}
+	if err := s.missing(map[string]float64{"ns/op": 3, "Mlookups/s": 0}); err != nil {
+		t.Errorf("nothing is missing: %v", err)
+	}
+	for _, has := range []string{"ns/op", "Mlookups/s", "ns/frame"} {
+		if err := s.missing(map[string]float64{has: 1}); err == nil || !strings.Contains(err.Error(), "but "+has) {
+			t.Errorf("only %s: %v", has, err)
+		}
+	}
+}
+
+// An idle system may use nothing; what is compared with it has no ratio.
+func TestNothingComparesWithNothing(t *testing.T) {
+	row := Row{Unit: "ms"}
+	row.Subject.Samples, row.Baseline.Samples = []Sample{{Value: 1}}, []Sample{{}}
+	row.Baseline.System = "vswitch"
+	row.summarize()
+	if row.Error == "" || row.Met() {
+		t.Errorf("error %q, goal met %v", row.Error, row.Met())
+	}
+	if _, err := json.Marshal(row); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -60,8 +60,11 @@ func sinkReport(log string) (*traffic.Report, error) {
 			continue
 		}
 		r := &traffic.Report{}
-		if err := json.Unmarshal([]byte(line), r); err != nil || r.Bulk == nil {
+		if err := json.Unmarshal([]byte(line), r); err != nil {
 			return nil, fmt.Errorf("the sink reported %q: %w", line, err)
+		}
+		if r.Bulk == nil {
+			return nil, fmt.Errorf("the sink reported nothing in bulk: %q", line)
 		}
 		return r, nil
 	}

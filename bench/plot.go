@@ -117,7 +117,7 @@ func (r *Row) class() string {
 	return "missed"
 }
 
-// percentile of a figure's name, "p99.9"; false for another figure.
+// percentileOf is the percentile that a figure is named for, "p99.9"; false: for none.
 func percentileOf(name string) (float64, bool) {
 	rest, ok := strings.CutPrefix(name, "p")
 	p, err := strconv.ParseFloat(rest, 64)
@@ -130,7 +130,7 @@ type curve struct {
 	spreads     []Spread
 }
 
-// curveOf collects p50 to p99.9, which is as far as a sample of a second carries.
+// curve collects p50 to p99.9, which is as far as a sample of a second carries.
 func (s *Side) curve() curve {
 	values := map[float64][]float64{}
 	for _, sample := range s.Samples {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -76,13 +77,20 @@ func newSpread(values []float64) Spread {
 	return Spread{Median: median, Min: s[0], Max: s[len(s)-1]}
 }
 
-// summarize computes all that follows from the samples.
+// summarize computes all that follows from the samples. A ratio to nothing is a failure,
+// and no number that JSON has.
 func (r *Row) summarize() {
 	var ratios []float64
 	for i := range r.Subject.Samples {
-		if r.compared() {
-			ratios = append(ratios, r.Subject.Samples[i].Value/r.Baseline.Samples[i].Value)
+		if !r.compared() {
+			break
 		}
+		of := r.Baseline.Samples[i].Value
+		if of == 0 {
+			r.Error = fmt.Sprintf("%s, pair %d: %s, which nothing compares with", r.Baseline.System, i+1, r.format(0))
+			return
+		}
+		ratios = append(ratios, r.Subject.Samples[i].Value/of)
 	}
 	r.Ratio = newSpread(ratios)
 	for _, side := range []*Side{&r.Subject, &r.Baseline} {

@@ -259,6 +259,15 @@ func (s *Scenario) rowNames() []string {
 	return names
 }
 
+// metrics are what its rows report.
+func (s *Scenario) metrics() []string {
+	names := []string{s.Metric}
+	for _, a := range s.Also {
+		names = append(names, a.Metric)
+	}
+	return names
+}
+
 // Usual keeps those that are measured unless others are asked for by name.
 func Usual(scenarios []Scenario) []Scenario {
 	return slices.DeleteFunc(slices.Clone(scenarios), func(s Scenario) bool { return s.OnDemand })
