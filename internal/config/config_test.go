@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,7 +20,7 @@ import (
 type lab struct{ hostname string }
 
 func (l lab) name() (string, error) { return l.hostname, nil }
-func (lab) underlay() (netip.Addr, string) {
+func (lab) underlay([]netip.Prefix) (netip.Addr, string) {
 	return netip.MustParseAddr("192.0.2.1"), "default route"
 }
 func (lab) socket() (string, error)   { return "/run/vswitch/vswitch.sock", nil }
@@ -404,4 +405,31 @@ func TestDNSCanBeTurnedOff(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A host without a network still has its own interface among the pods, whose address is
+// no underlay: with it a daemon would refuse its own configuration.
+func TestAPodsAddressIsNoUnderlay(t *testing.T) {
+	var addrs []net.Addr
+	for _, a := range []string{"127.0.0.1/8", "::1/128", "10.244.0.2/32", "fd00:10:244::2/128", "fe80::1/64"} {
+		addrs = append(addrs, ipNet(t, a))
+	}
+	except := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}
+	if a, ok := firstOutside(addrs, except); ok {
+		t.Errorf("chosen: %v", a)
+	}
+	want := netip.MustParseAddr("192.0.2.7")
+	if a, ok := firstOutside(append(addrs, ipNet(t, "192.0.2.7/24")), except); !ok || a != want {
+		t.Errorf("chosen: %v %v, want %v", a, ok, want)
+	}
+}
+
+func ipNet(t *testing.T, s string) *net.IPNet {
+	t.Helper()
+	ip, n, err := net.ParseCIDR(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.IP = ip
+	return n
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"vswitch/control/api"
@@ -15,8 +16,9 @@ import (
 // host answers for the defaults that depend on the machine.
 type host interface {
 	name() (string, error)
-	// underlay finds an address other nodes may reach, and says how it was found.
-	underlay() (netip.Addr, string)
+	// underlay finds an address other nodes may reach, in none of the prefixes, and says
+	// how it was found.
+	underlay(except []netip.Prefix) (netip.Addr, string)
 	socket() (string, error)
 	stateDir() (string, error)
 	// root: of the machine; everybody else is an ordinary user.
@@ -35,7 +37,7 @@ func (c *Config) fill(h host) error {
 		}
 	}
 	if len(c.Underlay) == 0 {
-		a, note := h.underlay()
+		a, note := h.underlay(slices.Concat(c.ClusterCIDR, c.ServiceCIDR))
 		c.Underlay, c.UnderlayNote = []netip.Addr{a}, note
 	}
 	if c.DNS.Addrs == nil && !c.Store.Kubernetes { // a cluster of Kubernetes' has a DNS of its own
@@ -84,22 +86,36 @@ func (thisHost) name() (string, error) { return os.Hostname() }
 // underlay asks the kernel which source address it would use towards the
 // documentation ranges (RFC 5737, RFC 3849): that is the default route's. No
 // packet is sent by connecting a datagram socket.
-func (thisHost) underlay() (netip.Addr, string) {
+//
+// A host without any network has the address of its own interface of vswitch's, which is
+// a pod's, nevertheless.
+func (thisHost) underlay(except []netip.Prefix) (netip.Addr, string) {
 	for _, v6 := range []bool{false, true} {
 		if a, ok := DefaultUnderlay(v6); ok {
 			return a, "default route"
 		}
 	}
 	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, x := range addrs {
-			if n, ok := x.(*net.IPNet); ok {
-				if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap().IsGlobalUnicast() {
-					return a.Unmap(), "no default route; first address of this host"
-				}
-			}
+		if a, ok := firstOutside(addrs, except); ok {
+			return a, "no default route; first address of this host"
 		}
 	}
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1}), "no network; other nodes can't reach this one"
+}
+
+func firstOutside(addrs []net.Addr, except []netip.Prefix) (netip.Addr, bool) {
+	for _, x := range addrs {
+		n, ok := x.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		a, _ := netip.AddrFromSlice(n.IP)
+		a = a.Unmap()
+		if a.IsGlobalUnicast() && !slices.ContainsFunc(except, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // DefaultUnderlay is the address of a family that the kernel sends from by the default
