@@ -7,8 +7,8 @@
 // and environment variables; coreos/go-systemd would save less than half of it, since
 // it can neither send descriptors nor tell an incomplete set.
 //
-// A store is used where it is offered: NOTIFY_SOCKET is set, and FDSTORE, which systemd
-// sets since version 254, is above zero. Under an older systemd all but the store works.
+// A store is used where it is offered: NOTIFY_SOCKET is set, and FDSTORE is above zero.
+// systemd sets it since version 254; before, from 246 on (FDPOLL=), the unit has to.
 package sdnotify
 
 import (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -170,7 +171,7 @@ func TestAStoreWithoutRoomKeepsWhatItCan(t *testing.T) {
 		t.Fatal(err)
 	}
 	there.Hears("READY=1", 1)
-	if got, want := there.Names(), []string{"a#0/2", "a#1/2"}; !slices.Equal(got, want) {
+	if got, want := there.Names(), []string{"#1.1/2", "a#1.0/2"}; !slices.Equal(got, want) {
 		t.Errorf("the manager has %q, want %q", got, want)
 	}
 }
@@ -180,7 +181,7 @@ func TestAStoreWithoutRoomKeepsWhatItCan(t *testing.T) {
 func TestWhatIsNotWholeIsNotUsed(t *testing.T) {
 	there, here := manager(t, 100)
 	fds := files(t, 6)
-	for i, name := range []string{"half#0/2", "vswitch.socket", "odd#7/2", "#0/1", "two#0/1", "two#1/2"} {
+	for i, name := range []string{"half#1.0/2", "#2.1/2", "vswitch.socket", "odd#3.7/2", "other#3#0/1", "#4.0/1"} {
 		if err := here.send(fds[i], "FDSTORE=1", "FDNAME="+name, "FDPOLL=0"); err != nil {
 			t.Fatal(err)
 		}
@@ -190,9 +191,55 @@ func TestWhatIsNotWholeIsNotUsed(t *testing.T) {
 	}
 	there.Hears("READY=1", 1)
 	s := next(t, there)
-	names, _ := s.Names()
-	if slices.Contains(names, "half") || slices.Contains(names, "odd") || slices.Contains(names, "vswitch.socket") {
-		t.Errorf("used: %q", names)
+	if names, err := s.Names(); len(names) != 0 || err != nil {
+		t.Errorf("used: %q, %v", names, err)
+	}
+	if err := s.manager.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	there.Hears("READY=1", 2)
+	if names := there.Names(); len(names) != 0 {
+		t.Errorf("left with the manager, where it takes room: %q", names)
+	}
+}
+
+// A machine of many cores has many queues a pod, and a manager that passes on more names
+// than a variable of the environment holds starts nothing any more.
+func TestTheNextProcessCanBeStarted(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		pods, queues int
+		all          bool // are safe
+	}{
+		{"16 queues each", 110, 16, true},
+		{"one queue each", 1600, 1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			there, here := manager(t, tt.pods*tt.queues)
+			s, err := here.NewStore(quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			for pod := range tt.pods {
+				if err := s.Put(fmt.Sprintf("tap/%064d/eth0", pod), files(t, tt.queues)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := here.Ready(); err != nil {
+				t.Fatal(err)
+			}
+			there.Hears("READY=1", 1)
+			names := there.Names()
+			if len(names) == 0 || tt.all && len(names) != tt.pods*tt.queues {
+				t.Errorf("%d descriptors are safe, want %d", len(names), tt.pods*tt.queues)
+			}
+			c := exec.Command("/bin/true")
+			c.Env = []string{"LISTEN_FDNAMES=" + strings.Join(names, ":")}
+			if err := c.Run(); err != nil {
+				t.Errorf("with %d names: %v", len(names), err)
+			}
+		})
 	}
 }
 

@@ -38,6 +38,7 @@ type Manager struct {
 type entry struct {
 	name string
 	fd   int
+	ino  uint64
 }
 
 // New listens in a directory of the test's own. It is closed with the test, which
@@ -129,11 +130,15 @@ func (m *Manager) hear(lines []string, fds []int) {
 // keep is service_add_fd_store: what is there already, under whatever name, and what
 // there is no room for is closed.
 func (m *Manager) keep(name string, fd int) {
-	if len(m.store) >= m.Room || slices.ContainsFunc(m.store, func(e entry) bool { return same(e.fd, fd) }) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		m.err = err
+	}
+	if len(m.store) >= m.Room || slices.ContainsFunc(m.store, func(e entry) bool { return e.ino == st.Ino && same(e.fd, fd) }) {
 		unix.Close(fd)
 		return
 	}
-	m.store = append([]entry{{name, fd}}, m.store...) // it gives them back in no order to rely on
+	m.store = append([]entry{{name, fd, st.Ino}}, m.store...) // it gives them back in no order to rely on
 }
 
 // same is kcmp(2), KCMP_FILE.
