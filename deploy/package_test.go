@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -70,6 +71,16 @@ func TestUnitsAreWhatSystemdTakes(t *testing.T) {
 	out, err = exec.Command("systemd-analyze", "--root="+root, "security", "--offline=true", "--threshold=25", "--no-pager", "vswitch.service").CombinedOutput()
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// A systemd before 254 says nothing of its store to the daemon, so the unit does.
+func TestTheUnitOffersAsManyDescriptorsAsItKeeps(t *testing.T) {
+	unit := string(readFile(t, "systemd/vswitch.service"))
+	kept := regexp.MustCompile(`(?m)^FileDescriptorStoreMax=(\d+)$`).FindStringSubmatch(unit)
+	said := regexp.MustCompile(`(?m)^Environment=FDSTORE=(\d+)$`).FindStringSubmatch(unit)
+	if kept == nil || said == nil || kept[1] != said[1] {
+		t.Errorf("FileDescriptorStoreMax and FDSTORE are %q and %q, want one number", kept, said)
 	}
 }
 
