@@ -112,9 +112,8 @@ func TestDNS(t *testing.T) {
 		}
 	}
 	t.Run("the cluster's names stay in the cluster", func(t *testing.T) {
-		close(asked)
-		for name := range asked {
-			if !strings.HasSuffix(name, "example.com.") {
+		for range len(asked) { // it stays open: a question sent again may come yet
+			if name := <-asked; !strings.HasSuffix(name, "example.com.") {
 				t.Errorf("the nodes' resolver was asked for %s", name)
 			}
 		}

@@ -192,16 +192,20 @@ func (l *limited) testDescriptors(t *testing.T) {
 // testCrashLoop kills each dataplane as soon as it is there. The keeper's pauses grow;
 // once nobody kills any more one stays, with all the connections.
 func (l *limited) testCrashLoop(t *testing.T) {
-	deaths, before := 0, 0
-	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if pid, err := l.node.Dataplane(); err == nil && pid != before && syscall.Kill(pid, syscall.SIGKILL) == nil {
+	const deaths = 6 // with pauses that add up to 1.5 s
+	before := 0
+	for range deaths {
+		l.in(t).eventually("another dataplane, which dies", func() error {
+			pid, err := l.node.Dataplane()
+			if err == nil && pid == before {
+				err = fmt.Errorf("still process %d", pid)
+			}
+			if err != nil {
+				return err
+			}
 			before = pid
-			deaths++
-		}
-	}
-	const least = 5
-	if deaths < least {
-		t.Errorf("only %d dataplanes died, want %d", deaths, least)
+			return syscall.Kill(pid, syscall.SIGKILL)
+		})
 	}
 	began := time.Now()
 	l.in(t).within(10*time.Second, "a dataplane stays", func() error { _, err := l.node.Vswitch(t.Context(), "", "version"); return err })

@@ -15,12 +15,12 @@ import (
 	"vswitch/internal/lab"
 )
 
-// watch is a connection over which a message goes back and forth all the time.
+// watch is a connection over which a message goes back and forth until it fails or is
+// closed.
 type watch struct {
 	name  string
 	pause time.Duration // between two messages
 	conn  net.Conn
-	stop  chan struct{}
 	done  chan struct{}
 
 	mu      sync.Mutex
@@ -43,7 +43,7 @@ func newWatchEvery(t *testing.T, pause time.Duration, name string, from *lab.Nam
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	w := &watch{name: name, pause: pause, conn: conn, stop: make(chan struct{}), done: make(chan struct{})}
+	w := &watch{name: name, pause: pause, conn: conn, done: make(chan struct{})}
 	t.Cleanup(func() { conn.Close(); <-w.done })
 	go w.run()
 	return w
@@ -55,11 +55,7 @@ func (w *watch) run() {
 	defer tick.Stop()
 	sent, got := make([]byte, 64), make([]byte, 64)
 	for n := 0; ; n++ {
-		select {
-		case <-w.stop:
-			return
-		case <-tick.C:
-		}
+		<-tick.C
 		copy(sent, fmt.Sprintf("%s %d", w.name, n))
 		began := time.Now()
 		_, err := w.conn.Write(sent)

@@ -322,11 +322,11 @@ func (s *soak) visitOnce(node int) error {
 	for _, network := range []string{"tcp", "udp"} {
 		at := netip.AddrPortFrom(n.Underlay4, s.service.nodePort(s.t, network))
 		if got, err := ask(s.outside.Namespace, network, at, "who"); err != nil || !strings.HasPrefix(got, "far ") {
-			return fmt.Errorf("NodePort of node %s by %s: %q, %w", n.Host, network, got, err)
+			return fmt.Errorf("NodePort of node %s by %s: %q, %v", n.Host, network, got, err)
 		}
 		out := netip.AddrPortFrom(s.outside.Underlay4, 9090)
 		if got, err := ask(pod.Namespace, network, out, "who"); err != nil || !strings.HasPrefix(got, "outside ") {
-			return fmt.Errorf("from node %s outside by %s: %q, %w", n.Host, network, got, err)
+			return fmt.Errorf("from node %s outside by %s: %q, %v", n.Host, network, got, err)
 		}
 	}
 	return nil

@@ -58,7 +58,7 @@ func newSteady(c *cluster, name string, from, server *lab.Pod, to netip.AddrPort
 		// proc_net(5): the sockets of the pod; state 01 is established.
 		sockets, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", client.Pid()))
 		if n := strings.Count(string(sockets), fmt.Sprintf(":%04X 01 ", steadyPort)); err != nil || n < steadyConnections {
-			return fmt.Errorf("%d connections, %w", n, err)
+			return fmt.Errorf("%d connections, %v", n, err)
 		}
 		return nil
 	})
