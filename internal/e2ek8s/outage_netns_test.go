@@ -216,21 +216,23 @@ func (r *rig) likeFreshStart(t *testing.T, n *cluster.Node) {
 	})
 }
 
-// settled is what a node knows once two looks agree.
+// settled is what a node knows once two looks, a second apart, agree.
 func (r *rig) settled(t *testing.T, n *cluster.Node) map[string]string {
 	t.Helper()
-	last := rows(t, n)
-	for range 3 {
-		time.Sleep(time.Second) // what is about to change has had its time
-		now := rows(t, n)
-		same := true
+	last, looked := rows(t, n), time.Now()
+	eventually(t, "what a node knows settles", func() error {
+		if time.Since(looked) < time.Second {
+			return errors.New("what is about to change has not had its time")
+		}
+		before := last
+		last, looked = rows(t, n), time.Now()
 		for _, kind := range shown {
-			same = same && now[kind] == last[kind]
+			if last[kind] != before[kind] {
+				return fmt.Errorf("%s before:\n%safter:\n%s", kind, before[kind], last[kind])
+			}
 		}
-		if last = now; same {
-			break
-		}
-	}
+		return nil
+	})
 	return last
 }
 
