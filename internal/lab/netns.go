@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -136,12 +137,8 @@ func mountNew(path string) error {
 // alive, invisible, until they end.
 func (n *Namespace) Close() error {
 	n.lab.mu.Lock()
-	for i, o := range n.lab.spaces {
-		if o == n {
-			n.lab.spaces = append(n.lab.spaces[:i], n.lab.spaces[i+1:]...)
-			break
-		}
-	}
+	// A new slice: the lab's Close may be walking the old one.
+	n.lab.spaces = slices.DeleteFunc(slices.Clone(n.lab.spaces), func(o *Namespace) bool { return o == n })
 	n.lab.mu.Unlock()
 	return n.close()
 }

@@ -229,8 +229,11 @@ func slirpForward(api, protocol string, port int) error {
 		return fmt.Errorf("lab: slirp4netns: %w", err)
 	}
 	answer, err := io.ReadAll(conn)
-	if err != nil || !bytes.Contains(answer, []byte(`"return"`)) {
-		return fmt.Errorf("lab: slirp4netns: open %s port %d: %w: %s", protocol, port, err, answer)
+	if err != nil {
+		return fmt.Errorf("lab: slirp4netns: open %s port %d: %w", protocol, port, err)
+	}
+	if !bytes.Contains(answer, []byte(`"return"`)) {
+		return fmt.Errorf("lab: slirp4netns: open %s port %d: it said %q, want a \"return\"", protocol, port, answer)
 	}
 	return nil
 }
