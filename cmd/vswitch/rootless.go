@@ -21,6 +21,7 @@ import (
 	"vswitch/internal/confine"
 	"vswitch/internal/keeper"
 	"vswitch/internal/rootless"
+	"vswitch/internal/rootless/copyup"
 	"vswitch/internal/rootless/dataplane"
 	"vswitch/internal/rootless/inside"
 	"vswitch/internal/rootless/plan"
@@ -42,12 +43,14 @@ func newRootless() *cobra.Command {
 type rootlessOptions struct {
 	publish, only, except []string
 	publishAt             []string
+	copyUp, binds         []string
 	cidr                  []string
 	upstream              []string
 	ifname                string
 	mtu, workers          int
 	lowPorts              uint16
 	hostLoopback, oneID   bool
+	engine                bool
 	verbose               bool
 	confine               string
 }
@@ -99,6 +102,9 @@ should this process be, and nothing is left of its network.`,
 	f.IntVar(&o.workers, "workers", min(runtime.NumCPU(), maxRootlessWorkers), "`N` threads that forward")
 	f.BoolVar(&o.hostLoopback, "host-loopback", false, "let the command reach the host's own 127.0.0.1 and ::1, at its gateway's addresses")
 	f.BoolVar(&o.oneID, "one-id", false, "map this user alone, although /etc/subuid grants more")
+	f.BoolVar(&o.engine, "engine", false, "give the command what container engines want: directories they can write, processes and cgroups of its own")
+	f.StringSliceVar(&o.copyUp, "copy-up", nil, "`DIRS` of the machine that the command can write, in memory and for itself alone")
+	f.StringSliceVar(&o.binds, "bind", nil, "`SOURCE:DIR`: a directory or file of this user's that is seen at DIR inside")
 	f.BoolVar(&o.verbose, "verbose", false, "say what is opened and closed")
 	addConfine(cmd, &o.confine)
 	return cmd
@@ -156,7 +162,10 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 	}
 	d.Resolvers, d.LowPortOffset = upstream, o.lowPorts
 	c.Command, c.OneID = args, o.oneID
-	c.ResolvConf = resolvConf(d.Plan.Of(plan.DNS))
+	if c.Setup, err = o.setup(); err != nil {
+		return c, err
+	}
+	c.Setup.ResolvConf = resolvConf(d.Plan.Of(plan.DNS))
 	c.Log = rootlessLog(o.verbose)
 	for _, a := range absent(d.Publish) {
 		c.Log.Warn("no interface of the host has this address; its ports open when one has", "addr", a)
@@ -166,6 +175,18 @@ func (o *rootlessOptions) config(args []string) (c rootless.Config, err error) {
 		c.DataplaneArgs = append(c.DataplaneArgs, "--verbose")
 	}
 	return c, nil
+}
+
+// setup is what the command finds of the machine.
+func (o *rootlessOptions) setup() (s inside.Setup, err error) {
+	if err := copyup.Check(o.copyUp); err != nil {
+		return s, fmt.Errorf("--copy-up %w", err)
+	}
+	s = inside.Setup{Engine: o.engine, CopyUp: o.copyUp}
+	if s.Binds, err = parseList("bind", "SOURCE:DIR, both absolute paths", o.binds, inside.ParseBind); err != nil {
+		return s, err
+	}
+	return s, nil
 }
 
 func (o *rootlessOptions) publishing() (p dataplane.Publish, err error) {
@@ -263,10 +284,11 @@ func newRootlessInside() *cobra.Command {
 		Args:   cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if !unmapped {
-				if err := inside.Become(args); err != nil {
+				code, err := inside.Become(args)
+				if err != nil {
 					return err
 				}
-				return &rootless.ExitError{Code: 125} // it has said why
+				return &rootless.ExitError{Code: code} // what there was to say has been said
 			}
 			self, err := os.Executable()
 			if err != nil {

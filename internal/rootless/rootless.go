@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/cgroup"
 	"vswitch/internal/fdstore"
 	"vswitch/internal/keeper"
 	"vswitch/internal/rootless/dataplane"
@@ -41,8 +42,8 @@ type Config struct {
 	Self      string
 	Command   []string
 	Dataplane dataplane.Config // but for Features, which the TAP made has
-	// ResolvConf stands in the command's /etc/resolv.conf; empty: the host's does.
-	ResolvConf string
+	// Setup is what the command finds inside besides the interface.
+	Setup inside.Setup
 	// OneID maps this user alone, although more could be mapped.
 	OneID bool
 	// Signals are passed on to the command.
@@ -69,7 +70,9 @@ func Run(cfg Config) error {
 	if err := userns.CheckTun(); err != nil {
 		return err
 	}
-	c, err := start(&cfg)
+	cg, giveBack := ownCgroup(&cfg)
+	defer giveBack()
+	c, err := start(&cfg, cg)
 	if err != nil {
 		return err
 	}
@@ -106,6 +109,30 @@ func Run(cfg Config) error {
 	return err
 }
 
+// ownCgroup makes a cgroup for a container engine, if this user has one to divide,
+// and what removes it.
+func ownCgroup(cfg *Config) (cg *cgroup.Own, giveBack func()) {
+	if !cfg.Setup.Engine {
+		return nil, func() {}
+	}
+	cg, err := cgroup.New()
+	if err != nil {
+		cfg.Log.Warn("containers have no cgroups, and so no limits; "+
+			"`systemd-run --user --scope -p Delegate=yes vswitch rootless run ...` gives them some", "why", err)
+		return nil, func() {}
+	}
+	return cg, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), cgroupPatience)
+		defer cancel()
+		if err := cg.Remove(ctx); err != nil {
+			cfg.Log.Warn("the command's cgroup is left", "err", err)
+		}
+	}
+}
+
+// cgroupPatience is for processes that have been killed to be gone.
+const cgroupPatience = 2 * time.Second
+
 // isError tells an error that was sent from the end of the connection, which the
 // command's beginning is: it has closed it.
 func isError(err error) bool {
@@ -121,7 +148,7 @@ type command struct {
 }
 
 // start starts the process that becomes the command, and sends it what it must know.
-func start(cfg *Config) (*command, error) {
+func start(cfg *Config, cg *cgroup.Own) (*command, error) {
 	ids, err := userns.Own(cfg.OneID)
 	if err != nil {
 		return nil, err
@@ -138,10 +165,11 @@ func start(cfg *Config) (*command, error) {
 	c.cmd = exec.Command(cfg.Self, append([]string{"rootless", "inside", "--unmapped", "--"}, cfg.Command...)...)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.cmd.ExtraFiles = []*os.File{theirs} // becomes inside.ConnFD
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
-		Pdeathsig:  syscall.SIGKILL,
+	flags := uintptr(unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET)
+	if cfg.Setup.Engine {
+		flags |= unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go func() {
 		// The command is killed when the thread ends that started it.
@@ -155,16 +183,19 @@ func start(cfg *Config) (*command, error) {
 	}()
 	if err := <-started; err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("make user, mount and network namespaces: %w%s", err, userns.Hint())
+		return nil, fmt.Errorf("make namespaces: %w%s", err, userns.Hint())
 	}
 	err = ids.Write(c.cmd.Process.Pid)
+	if err == nil && cg != nil {
+		err = cg.Put(c.cmd.Process.Pid)
+	}
 	if err == nil {
 		err = conn.Send(inside.Message{}) // they are mapped
 	}
 	if err == nil {
-		err = conn.Send(inside.Message{
-			Plan: &cfg.Dataplane.Plan, Setup: &inside.Setup{Outside: os.Getpid(), ResolvConf: cfg.ResolvConf},
-		})
+		setup := cfg.Setup
+		setup.Cgroup = cg != nil
+		err = conn.Send(inside.Message{Plan: &cfg.Dataplane.Plan, Setup: &setup})
 	}
 	if err != nil {
 		c.kill()
@@ -200,23 +231,13 @@ func (c *command) wait(signals <-chan os.Signal) error {
 	for {
 		select {
 		case s := <-signals:
-			if !fromTerminal(s) {
+			if !inside.FromTerminal(s) {
 				_ = c.cmd.Process.Signal(s) // it may have ended
 			}
 		case <-c.done:
 			return exitOf(c.cmd.ProcessState)
 		}
 	}
-}
-
-// fromTerminal reports whether a signal came by a key, and so has reached the command
-// as well: both are in the terminal's foreground.
-func fromTerminal(s os.Signal) bool {
-	if s != syscall.SIGINT && s != syscall.SIGQUIT && s != syscall.SIGTSTP {
-		return false
-	}
-	group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
-	return err == nil && group == unix.Getpgrp()
 }
 
 func exitOf(s *os.ProcessState) error {

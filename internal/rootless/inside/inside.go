@@ -36,16 +36,21 @@ func AwaitIDs(self string, args []string) error {
 	return unix.Exec(self, append([]string{self}, args...), os.Environ())
 }
 
-// Become makes the interface as told and becomes the command. It returns only if it
-// could not, nil once it has told outside why.
-func Become(command []string) error {
+// Become makes the interface as told and becomes the command, or, for a container
+// engine, its init until it ends, and returns its exit code. Otherwise it returns only
+// if it could not, with no error once it has told outside why.
+func Become(command []string) (code int, err error) {
 	// What prctl sets belongs to the thread, and the thread that calls exec stays.
 	runtime.LockOSThread()
 	conn, err := NewConn()
 	if err != nil {
-		return err
+		return codeFailed, err
 	}
-	return tellOutside(conn, become(conn, command))
+	code, err = become(conn, command)
+	if err != nil {
+		return codeFailed, tellOutside(conn, err)
+	}
+	return code, nil
 }
 
 // Join makes the interface as told, in the namespace that this process was started
@@ -79,48 +84,51 @@ func tellOutside(conn *Conn, err error) error {
 	return err
 }
 
-func become(conn *Conn, command []string) error {
+func become(conn *Conn, command []string) (code int, err error) {
+	// Killed when the one outside ends. Should it have ended already, the connection
+	// says so.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("prctl PR_SET_PDEATHSIG: %w", err)
+	}
 	m, _, err := conn.Receive()
 	if err != nil {
-		return err
-	}
-	if err := dieWith(m.Setup.Outside); err != nil {
-		return err
-	}
-	if err := makeMountsOwn(); err != nil {
-		return err
+		return 0, err
 	}
 	path, err := find(command[0])
 	if err != nil {
-		return err
+		return 0, err
+	}
+	// Whoever is outside reads nothing between "made" and the command's beginning.
+	if err := setUp(m.Setup); err != nil {
+		return 0, err
 	}
 	if err := Make(conn, &m); err != nil {
+		return 0, err
+	}
+	if _, _, err := conn.Receive(); err != nil { // begin
+		return 0, err
+	}
+	if m.Setup.Engine {
+		return beInit(path, command, func() { conn.Close() })
+	}
+	err = unix.Exec(path, command, os.Environ())
+	return 0, &Error{fmt.Sprintf("%s: %v", path, err), codeNoExec}
+}
+
+// setUp makes the machine as the command is to see it.
+func setUp(s *Setup) error {
+	if err := makeMountsOwn(); err != nil {
 		return err
 	}
 	if err := openToAll(); err != nil {
 		return err
 	}
-	if m.Setup.ResolvConf != "" {
-		if err := bindResolvConf(m.Setup.ResolvConf); err != nil {
+	if s.ResolvConf != "" {
+		if err := bindResolvConf(s.ResolvConf); err != nil {
 			return err
 		}
 	}
-	if _, _, err := conn.Receive(); err != nil { // begin
-		return err
-	}
-	err = unix.Exec(path, command, os.Environ())
-	return &Error{fmt.Sprintf("%s: %v", path, err), codeNoExec}
-}
-
-// dieWith has this process killed when the one outside ends.
-func dieWith(outside int) error {
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl PR_SET_PDEATHSIG: %w", err)
-	}
-	if os.Getppid() != outside {
-		return errors.New("who started this namespace has ended")
-	}
-	return nil
+	return s.prepare()
 }
 
 func find(command string) (string, error) {

@@ -40,10 +40,17 @@ type Message struct {
 
 // Setup is what the process inside does besides making the interface.
 type Setup struct {
-	// Outside is the process that must live.
-	Outside int `json:"outside,omitempty"`
 	// ResolvConf is what stands in /etc/resolv.conf; empty: what stands there anyway.
 	ResolvConf string `json:"resolvConf,omitempty"`
+	// Engine gives the command what container engines want: mounts that they make,
+	// directories that they write, and an init, as which this process stays. It is the first of a
+	// PID namespace then.
+	Engine bool `json:"engine,omitempty"`
+	// Cgroup says that the cgroup which this process is in is the namespace's own.
+	Cgroup bool `json:"cgroup,omitempty"`
+	// CopyUp are more directories to make writable, and Binds what is shown elsewhere.
+	CopyUp []string `json:"copyUp,omitempty"`
+	Binds  []Bind   `json:"binds,omitempty"`
 	// Bare leaves the interface without IPv4 addresses and routes, which others give it.
 	Bare bool `json:"bare,omitempty"`
 }
