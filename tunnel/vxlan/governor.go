@@ -3,6 +3,7 @@
 package vxlan
 
 import (
+	"container/heap"
 	"errors"
 	"log/slog"
 	"math"
@@ -73,11 +74,16 @@ type governor struct {
 	t       *Tunnel
 	senders []*probeSender // one for each underlay with trains
 	times   atomic.Pointer[probeTimes]
-	known   map[uint32]*probed // by member id; the goroutine's own
 	wake    chan struct{}
 	stop    chan struct{}
 	done    chan struct{}
 	once    sync.Once
+
+	// The goroutine's own: the members as last seen, and those of them that are
+	// probed, by id and by when they are due.
+	seen  *members
+	known map[uint32]*probed
+	queue probeQueue
 
 	round atomic.Pointer[round] // under way
 }
@@ -201,6 +207,7 @@ func (g *governor) run() {
 		case <-timer.C:
 		}
 		g.series(next)
+		heap.Fix(&g.queue, 0)
 		if !g.sleep(g.times.Load().again) {
 			return
 		}
@@ -219,16 +226,29 @@ func (g *governor) sleep(d time.Duration) bool {
 	}
 }
 
-// learnMembers brings known up to date and gives the member that is due first; nil: there is none.
+// learnMembers brings known and queue up to date and gives the member that is due
+// first; nil: there is none. Of thousands, one is due every few milliseconds: they are
+// looked through only when some came or went.
 func (g *governor) learnMembers() (next *probed) {
-	members := g.t.members.Load().byID
+	if all := g.t.members.Load(); all != g.seen {
+		g.seen = all
+		g.learn(all.byID)
+	}
+	if len(g.queue) == 0 {
+		return nil
+	}
+	return g.queue[0]
+}
+
+func (g *governor) learn(all map[uint32]*member) {
 	for id := range g.known {
-		if m := members[id]; m == nil || !m.sameWay(g.known[id].m) {
+		if m := all[id]; m == nil || !m.sameWay(g.known[id].m) {
 			delete(g.known, id)
 		}
 	}
 	times := g.times.Load()
-	for id, m := range members {
+	g.queue = g.queue[:0]
+	for id, m := range all {
 		if m.AnyPort || g.sender(m) == nil {
 			continue
 		}
@@ -238,12 +258,21 @@ func (g *governor) learnMembers() (next *probed) {
 			g.known[id] = p
 		}
 		p.m = m
-		if next == nil || p.due.Before(next.due) {
-			next = p
-		}
+		g.queue = append(g.queue, p)
 	}
-	return next
+	clear(g.queue[len(g.queue):cap(g.queue)])
+	heap.Init(&g.queue)
 }
+
+// probeQueue has who is due first at its front (container/heap). Nobody is taken out:
+// members that have been probed are due again.
+type probeQueue []*probed
+
+func (q probeQueue) Len() int           { return len(q) }
+func (q probeQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q probeQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *probeQueue) Push(p any)        { *q = append(*q, p.(*probed)) }
+func (q *probeQueue) Pop() any          { panic("vxlan: nobody is taken out of the queue") }
 
 // after is d, or up to half as long again.
 func (ts *probeTimes) after(d time.Duration) time.Duration {
