@@ -51,8 +51,9 @@ type Objects struct {
 
 	// What Delta has to tell: the services that changed since, as they were then,
 	// nil for one that was not there, and the tunnels as they were.
-	changed map[ServiceKey]*Service
-	told    []Tunnel
+	changed         map[ServiceKey]*Service
+	told            []Tunnel
+	tunnelsCompiled bool // since told
 
 	triggered map[objectName]time.Time // when the oldest change of a service's slices happened that is not told yet
 

@@ -34,6 +34,24 @@ func bigSet(b *testing.B) []Object {
 	return all
 }
 
+// One change among thousands of nodes costs what it is.
+func TestDeltaLeavesNodesAloneThatDidNotChange(t *testing.T) {
+	o := NewObjects(testSelf)
+	for i := range 100 {
+		o.Put(nodeOf(t, []string{fmt.Sprintf("node-%d", i), fmt.Sprintf("172.16.0.%d", i+1), fmt.Sprintf("10.0.%d.0/24", i)}))
+	}
+	if d := o.Delta(); len(d.PutTunnels) != 100 {
+		t.Fatalf("%d tunnels are told at first, want 100", len(d.PutTunnels))
+	}
+	if n := testing.AllocsPerRun(10, func() { o.Delta() }); n != 0 {
+		t.Errorf("%v allocations to find that nothing changed, want none", n)
+	}
+	o.Delete(Key{Kind: KindNode, Name: "node-7"})
+	if d := o.Delta(); len(d.DeleteTunnels) != 1 || len(d.PutTunnels) != 0 {
+		t.Errorf("%+v is told of a node that went, want one tunnel deleted", d)
+	}
+}
+
 // BenchmarkFullList is what a resync costs; BenchmarkPodChange one pod that comes
 // or goes, up to what there is to program.
 func BenchmarkFullList(b *testing.B) {

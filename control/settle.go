@@ -32,6 +32,18 @@ func (o *Objects) Delta() Delta {
 		}
 	}
 	o.changed = emptied(o.changed)
+	o.tunnelsDelta(&d)
+	slices.SortFunc(d.PutServices, func(a, b *Service) int { return a.ServiceKey.compare(b.ServiceKey) })
+	slices.SortFunc(d.DeleteServices, ServiceKey.compare)
+	return d
+}
+
+// tunnelsDelta adds the tunnels, of which there may be thousands: they are looked
+// through only if some node changed.
+func (o *Objects) tunnelsDelta(d *Delta) {
+	if !o.tunnelsCompiled {
+		return
+	}
 	for _, m := range match(o.told, o.tunnels, func(t Tunnel) TunnelKey { return t.TunnelKey }, TunnelKey.compare) {
 		switch {
 		case m.want == nil:
@@ -40,10 +52,7 @@ func (o *Objects) Delta() Delta {
 			d.PutTunnels = append(d.PutTunnels, *m.want)
 		}
 	}
-	o.told = o.tunnels
-	slices.SortFunc(d.PutServices, func(a, b *Service) int { return a.ServiceKey.compare(b.ServiceKey) })
-	slices.SortFunc(d.DeleteServices, ServiceKey.compare)
-	return d
+	o.told, o.tunnelsCompiled = o.tunnels, false
 }
 
 // keptRoom is how large a list or map may grow that is kept to be filled again: a
@@ -155,7 +164,7 @@ func (o *Objects) settleNodes() {
 	if !o.nodesDirty {
 		return
 	}
-	o.nodesDirty = false
+	o.nodesDirty, o.tunnelsCompiled = false, true
 	problems := o.tunnelProblems
 	o.compileNodes()
 	o.problemsChanged = o.problemsChanged || !slices.Equal(problems, o.tunnelProblems)
