@@ -39,7 +39,7 @@ type Own struct {
 
 // New makes one, with a name by this process's id.
 func New() (*Own, error) {
-	was, err := find()
+	was, err := Find()
 	if err != nil {
 		return nil, err
 	}
@@ -55,11 +55,11 @@ func newBelow(was string) (*Own, error) {
 	o := &Own{was: was, top: filepath.Join(was, fmt.Sprintf("vswitch-%d", os.Getpid()))}
 	for _, dir := range []string{o.top, o.outside(), o.inside()} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
-			return nil, errors.Join(fmt.Errorf("make a cgroup: %w", err), removeTree(o.top))
+			return nil, errors.Join(fmt.Errorf("make a cgroup: %w", err), RemoveTree(o.top))
 		}
 	}
 	if err := enter(o.outside(), os.Getpid()); err != nil {
-		return nil, errors.Join(err, removeTree(o.top))
+		return nil, errors.Join(err, RemoveTree(o.top))
 	}
 	o.enable()
 	return o, nil
@@ -92,7 +92,7 @@ func (o *Own) Remove(ctx context.Context) error {
 	if err := waitEmpty(ctx, o.inside()); err != nil {
 		return err
 	}
-	if err := removeTree(o.inside()); err != nil {
+	if err := RemoveTree(o.inside()); err != nil {
 		return err
 	}
 	for _, c := range words(filepath.Join(o.top, "cgroup.subtree_control")) {
@@ -106,7 +106,7 @@ func (o *Own) Remove(ctx context.Context) error {
 	if err := enter(o.was, os.Getpid()); err != nil {
 		return err
 	}
-	return removeTree(o.top)
+	return RemoveTree(o.top)
 }
 
 // waitEmpty waits until no process is in a cgroup or below it.
@@ -133,8 +133,8 @@ func waitEmpty(ctx context.Context, dir string) error {
 	}
 }
 
-// removeTree removes a cgroup and those below it. Their files are the kernel's.
-func removeTree(dir string) error {
+// RemoveTree removes a cgroup and those below it. Their files are the kernel's.
+func RemoveTree(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -144,7 +144,7 @@ func removeTree(dir string) error {
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+			if err := RemoveTree(filepath.Join(dir, e.Name())); err != nil {
 				return err
 			}
 		}
@@ -181,8 +181,8 @@ func words(path string) []string {
 	return strings.Fields(string(text))
 }
 
-// find is the directory of the cgroup that this process is in.
-func find() (string, error) {
+// Find is the directory of the cgroup that this process is in.
+func Find() (string, error) {
 	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return "", err

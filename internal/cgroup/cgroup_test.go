@@ -38,7 +38,7 @@ func TestACommandHasACgroupOfItsOwn(t *testing.T) {
 		divide(t)
 		return
 	}
-	here, err := find()
+	here, err := Find()
 	if err != nil {
 		t.Skip(err)
 	}
@@ -47,7 +47,7 @@ func TestACommandHasACgroupOfItsOwn(t *testing.T) {
 		t.Skipf("no cgroup can be made here: %v", err)
 	}
 	defer func() {
-		if err := removeTree(dir); err != nil {
+		if err := RemoveTree(dir); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -59,7 +59,7 @@ func TestACommandHasACgroupOfItsOwn(t *testing.T) {
 }
 
 func divide(t *testing.T) {
-	was, err := find()
+	was, err := Find()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func divide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if at, err := find(); err != nil || at != o.outside() {
+	if at, err := Find(); err != nil || at != o.outside() {
 		t.Errorf("this process is in %s (%v), want %s", at, err, o.outside())
 	}
 	if got := words(filepath.Join(o.inside(), "cgroup.controllers")); len(got) != len(controllers) {
@@ -105,7 +105,7 @@ func divide(t *testing.T) {
 	if err := o.Remove(ctx); err != nil {
 		t.Error(err)
 	}
-	if at, err := find(); err != nil || at != was {
+	if at, err := Find(); err != nil || at != was {
 		t.Errorf("this process is in %s (%v), want %s", at, err, was)
 	}
 	if _, err := os.Stat(o.top); !os.IsNotExist(err) {

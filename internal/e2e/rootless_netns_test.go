@@ -254,20 +254,26 @@ func (h *userHost) dataplane(r *lab.Rootless) int { return h.dataplaneOf(r.Proce
 
 func (h *userHost) dataplaneOf(p *lab.Process) int {
 	h.t.Helper()
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.Pid()))
-	for _, f := range files {
-		children, _ := os.ReadFile(f)
-		for _, child := range strings.Fields(string(children)) {
-			args, err := os.ReadFile("/proc/" + child + "/cmdline")
-			if err == nil && bytes.Contains(args, []byte("\x00dataplane\x00")) {
-				pid := 0
-				fmt.Sscan(child, &pid)
-				return pid
-			}
+	for _, child := range children(p.Pid()) {
+		args, err := os.ReadFile("/proc/" + child + "/cmdline")
+		if err == nil && bytes.Contains(args, []byte("\x00dataplane\x00")) {
+			pid := 0
+			fmt.Sscan(child, &pid)
+			return pid
 		}
 	}
 	h.t.Fatal("no dataplane runs")
 	return 0
+}
+
+// children are the ids of a process's children.
+func children(pid int) (all []string) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, f := range files {
+		text, _ := os.ReadFile(f)
+		all = append(all, strings.Fields(string(text))...)
+	}
+	return all
 }
 
 func TestRootlessPortsFollowWhatListens(t *testing.T) {
