@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"iter"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -38,8 +37,8 @@ type Self struct {
 type ControllerConfig struct {
 	Self      Self
 	Dataplane Dataplane
-	Save      func(iter.Seq[Object]) error // keeps the last good objects for the next start; nil: not kept
-	Log       *slog.Logger                 // nil: slog.Default()
+	LastGood  LastGood     // what the next start begins with; nil: nothing is kept
+	Log       *slog.Logger // nil: slog.Default()
 	// Tell is called when an object begins to ask for something that is not done. It
 	// must not wait. Nil: nobody is told but the log.
 	Tell      func(Problem)
@@ -153,7 +152,7 @@ func (c *Controller) Resave() {
 
 // toSave notes what the saver has to be given. Callers hold mu.
 func (c *Controller) toSave(note func(*unsaved)) {
-	if c.cfg.Save != nil {
+	if c.cfg.LastGood != nil {
 		note(&c.unsaved)
 	}
 }
@@ -204,7 +203,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	rec := NewReconciler(c.cfg.Dataplane, c.cfg.Reconcile, c.log)
 	known := map[Problem]bool{}
 	var save saver
-	save.start(c.cfg.Save, c.log)
+	save.start(c.cfg.LastGood, c.log)
 	defer save.stop()
 
 	timer := time.NewTimer(0)

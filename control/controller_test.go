@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -55,24 +56,22 @@ type running struct {
 	dp   *lockedDataplane
 	stop func()
 
-	mu    sync.Mutex // guards what follows
-	saves [][]Object
-	fail  error // of the next saves
+	t  *testing.T
+	mu sync.Mutex // guards what follows
+
+	saves   [][]Object
+	appends int   // of them
+	fail    error // of the next saves
+	failed  bool  // the last save
+	long    bool  // the journal has grown
 }
 
 // runController runs one in the test's bubble.
 func runController(t *testing.T, restore ...Object) *running {
-	r := &running{dp: &lockedDataplane{strictDataplane: newStrictDataplane()}}
+	r := &running{t: t, dp: &lockedDataplane{strictDataplane: newStrictDataplane()}}
 	r.Controller = NewController(ControllerConfig{
 		Self: testSelf, Dataplane: r.dp, Log: discard(),
-		Save: func(objs iter.Seq[Object]) error {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			if r.fail == nil {
-				r.saves = append(r.saves, slices.Collect(objs))
-			}
-			return r.fail
-		},
+		LastGood: r,
 	})
 	r.Restore(restore)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -88,10 +87,69 @@ func runController(t *testing.T, restore ...Object) *running {
 	return r
 }
 
+// Replace implements LastGood.
+func (r *running) Replace(objs iter.Seq[Object]) error {
+	all := map[Key]Object{}
+	for o := range objs {
+		all[KeyOf(o)] = o
+	}
+	return r.save(all)
+}
+
+// Append implements LastGood.
+func (r *running) Append(changes iter.Seq2[Key, Object]) error {
+	r.mu.Lock()
+	if r.failed || len(r.saves) == 0 {
+		r.t.Error("changes are appended where all objects have to be written")
+	}
+	all := map[Key]Object{}
+	for _, o := range r.saves[len(r.saves)-1] {
+		all[KeyOf(o)] = o
+	}
+	r.mu.Unlock()
+	for k, o := range changes {
+		if o == nil {
+			delete(all, k)
+		} else {
+			all[k] = o
+		}
+	}
+	err := r.save(all)
+	if err == nil {
+		r.mu.Lock()
+		r.appends++
+		r.mu.Unlock()
+	}
+	return err
+}
+
+// Long implements LastGood.
+func (r *running) Long() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.long
+}
+
+func (r *running) save(all map[Key]Object) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed = r.fail != nil; !r.failed {
+		r.saves = append(r.saves, slices.Collect(maps.Values(all)))
+	}
+	return r.fail
+}
+
 func (r *running) saved() [][]Object {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.saves)
+}
+
+// replaced is how many saves were of all objects.
+func (r *running) replaced() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.saves) - r.appends
 }
 
 func (r *running) failSaves(err error) {
@@ -186,6 +244,18 @@ func TestControllerSavesNowAndThen(t *testing.T) {
 		synctest.Wait()
 		if n := len(c.saved()); n < 4 || n > 7 {
 			t.Errorf("%d saves in five intervals", n)
+		}
+		if n := c.replaced(); n != 1 {
+			t.Errorf("%d saves were of all objects, want the first alone", n)
+		}
+		c.mu.Lock()
+		c.long = true
+		c.mu.Unlock()
+		c.Update([]Object{simple(t, "web", "10.96.0.19")}, nil)
+		time.Sleep(2 * saveInterval)
+		synctest.Wait()
+		if n := c.replaced(); n != 2 {
+			t.Errorf("%d saves were of all objects, want another as the journal has grown", n)
 		}
 		c.failSaves(errors.New("disk full"))
 		c.Update([]Object{simple(t, "db", "10.96.0.20")}, nil)

@@ -11,12 +11,12 @@
 //
 //	store --Reset/Update--> Controller{ Objects --State--> Reconciler } --> Dataplane
 //	                             |
-//	                             +--> Save (last good objects, for the next start)
+//	                             +--> LastGood (objects, for the next start)
 //
 // A daemon joins the parts in this order:
 //
-//	c := control.NewController(control.ControllerConfig{Self: self, Dataplane: dp, Save: save, Log: log})
-//	c.Restore(lastGood)             // forward from the snapshot before any source answers
+//	c := control.NewController(control.ControllerConfig{Self: self, Dataplane: dp, LastGood: snapshot, Log: log})
+//	c.Restore(objects)              // forward from the snapshot before any source answers
 //	go c.Run(ctx)
 //	claim, err := store.ClaimNode(ctx, want) // or the claim kept on disk, while the store is away
 //	store.LoadPods(pods)            // attachments that survived the restart

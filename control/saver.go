@@ -13,11 +13,23 @@ import (
 // loses of them comes back with the next full list.
 const saveInterval = time.Second
 
-// saveShare bounds how much of the time goes to writing them: after a save that
-// took a second the next waits for a hundred. With 150,000 endpoints in 10,000 slices one
-// takes about that, and leaves the garbage collector as much to do: at a share of twenty
-// that was 11 % of a core while twenty services a second changed.
-const saveShare = 100
+// saveShare bounds how much of the time goes to writing all of them: after one that took
+// a second the next waits for twenty. With 150,000 endpoints in 10,000 slices one takes
+// about that, and leaves the garbage collector as much to do. What changed is written
+// each time.
+const saveShare = 20
+
+// LastGood keeps the last good objects for the next start. Its methods are called by one
+// goroutine at a time.
+type LastGood interface {
+	// Replace keeps these objects alone.
+	Replace(iter.Seq[Object]) error
+	// Append keeps what changed since: an object is as given, or, if nil, was deleted. It is
+	// not called before Replace, nor after an error but by way of Replace.
+	Append(iter.Seq2[Key, Object]) error
+	// Long reports whether Replace is due before the next Append.
+	Long() bool
+}
 
 // unsaved is what happened to the objects since the saver was last given it: a full
 // list if there was one, then what changed of it.
@@ -57,42 +69,70 @@ func (u *unsaved) apply(all map[Key]kept) map[Key]kept {
 	return all
 }
 
-// saver hands the last good objects to the Save function, at most once every
-// saveInterval and in a goroutine of its own, which keeps a list of them by itself:
-// neither a slow disk nor the number of objects may hold up the dataplane. Run
-// starts and stops it. A save that failed is tried again with the next change; the
-// failure is logged when it begins.
+// changes goes through what changed by key.
+func (u *unsaved) changes() iter.Seq2[Key, Object] {
+	return func(yield func(Key, Object) bool) {
+		for _, k := range slices.SortedFunc(maps.Keys(u.changed), Key.compare) {
+			if !yield(k, u.changed[k].object()) {
+				return
+			}
+		}
+	}
+}
+
+// saver hands the last good objects to a LastGood, at most once every saveInterval and in
+// a goroutine of its own, which keeps a list of them by itself: neither a slow disk nor
+// the number of objects may hold up the dataplane. Run starts and stops it. A save that
+// failed is tried again with the next change; the failure is logged when it begins.
 type saver struct {
-	save func(iter.Seq[Object]) error
+	keep LastGood
 	log  *slog.Logger
 	work chan unsaved
 	done chan struct{}
-	took atomic.Int64 // ns; the last save
-	next time.Time    // not before
+	next time.Time // not before
+
+	// Written by the saver's goroutine:
+	all     atomic.Bool  // the next save has to be of all objects
+	allNext atomic.Int64 // ns since 1970; no save of all objects before
 }
 
-func (s *saver) start(save func(iter.Seq[Object]) error, log *slog.Logger) {
-	if save == nil {
+func (s *saver) start(keep LastGood, log *slog.Logger) {
+	if keep == nil {
 		return
 	}
-	s.save, s.log = save, log
+	s.keep, s.log = keep, log
 	s.work, s.done = make(chan unsaved), make(chan struct{})
+	s.all.Store(true)
 	go func() {
 		defer close(s.done)
 		all := map[Key]kept{}
 		failing := false
 		for u := range s.work {
-			began := time.Now()
 			all = u.apply(all)
-			u = unsaved{} // a list is as large as what is kept of it
-			err := s.save(ordered(all))
+			err := s.save(u, all)
 			if err != nil && !failing {
 				s.log.Error("last good state not saved", "err", err)
 			}
 			failing = err != nil
-			s.took.Store(int64(time.Since(began)))
 		}
 	}()
+}
+
+// save writes what happened, or all objects.
+func (s *saver) save(u unsaved, all map[Key]kept) error {
+	began := time.Now()
+	due := u.listed || s.all.Load() || s.keep.Long() && began.UnixNano() >= s.allNext.Load()
+	var err error
+	if due {
+		u = unsaved{} // a list is as large as what is kept of it
+		err = s.keep.Replace(ordered(all))
+		ended := time.Now()
+		s.allNext.Store(ended.Add(saveShare * ended.Sub(began)).UnixNano())
+	} else {
+		err = s.keep.Append(u.changes())
+	}
+	s.all.Store(err != nil)
+	return err
 }
 
 // ordered goes through objects by key.
@@ -109,7 +149,7 @@ func ordered(all map[Key]kept) iter.Seq[Object] {
 // offer hands over what is not saved yet if it is time, and returns when to offer
 // again; zero: not before something changes.
 func (s *saver) offer(c *Controller, now time.Time) time.Time {
-	if s.save == nil {
+	if s.keep == nil {
 		return time.Time{}
 	}
 	c.mu.Lock()
@@ -117,10 +157,16 @@ func (s *saver) offer(c *Controller, now time.Time) time.Time {
 	if c.listed || c.unsaved.empty() {
 		return time.Time{} // the pass that looks at the new list offers again
 	}
-	if now.Before(s.next) {
-		return s.next
+	next := s.next
+	if c.unsaved.listed || s.all.Load() {
+		if all := time.Unix(0, s.allNext.Load()); all.After(next) {
+			next = all
+		}
 	}
-	s.next = now.Add(max(saveInterval, saveShare*time.Duration(s.took.Load())))
+	if now.Before(next) {
+		return next
+	}
+	s.next = now.Add(saveInterval)
 	select {
 	case s.work <- c.unsaved:
 		c.unsaved = unsaved{}
@@ -134,7 +180,7 @@ func (s *saver) offer(c *Controller, now time.Time) time.Time {
 // list has come that nobody has judged yet. It might be the empty one that must not
 // become the last good.
 func (s *saver) last(c *Controller) {
-	if s.save == nil {
+	if s.keep == nil {
 		return
 	}
 	c.mu.Lock()
@@ -147,7 +193,7 @@ func (s *saver) last(c *Controller) {
 }
 
 func (s *saver) stop() {
-	if s.save != nil {
+	if s.keep != nil {
 		close(s.work)
 		<-s.done
 	}

@@ -1,7 +1,9 @@
 package snapshot
 
 import (
+	"bytes"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -36,7 +38,7 @@ ports: [{port: 80}]
 
 func TestObjectsComeBackAsTheyWere(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "snapshot.json")
-	if objs, err := Load(path); err != nil || objs != nil {
+	if objs, err := At(path).Load(); err != nil || objs != nil {
 		t.Fatalf("load of no snapshot: %v, %v; want neither objects nor an error", objs, err)
 	}
 	want, err := control.Decode([]byte(objects))
@@ -46,10 +48,10 @@ func TestObjectsComeBackAsTheyWere(t *testing.T) {
 	want = append(want, control.NewPod(control.PodInfo{
 		Node: "a", Namespace: "default", Name: "p", ContainerID: "c", Interface: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
 	}))
-	if err := Save(path, slices.Values(want)); err != nil {
+	if err := At(path).Replace(slices.Values(want)); err != nil {
 		t.Fatal(err)
 	}
-	got, err := Load(path)
+	got, err := At(path).Load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,17 +77,179 @@ func TestDamagedSnapshotIsSaidAndSetAside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Save(path, slices.Values(objs)); err != nil {
+	if err := At(path).Replace(slices.Values(objs)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
 	}
 	var damaged *statefile.DamagedError
-	if _, err := Load(path); !errors.As(err, &damaged) {
+	if _, err := At(path).Load(); !errors.As(err, &damaged) {
 		t.Fatalf("%v, want a *DamagedError", err)
 	}
-	if objs, err := Load(path); err != nil || objs != nil {
+	if objs, err := At(path).Load(); err != nil || objs != nil {
+		t.Errorf("second load: %v, %v; want a cold start", objs, err)
+	}
+}
+
+// saved has objects in a snapshot, and returns them by key.
+func saved(t *testing.T) (*Snapshot, map[control.Key]control.Object) {
+	t.Helper()
+	s := At(filepath.Join(t.TempDir(), "snapshot.json"))
+	objs, err := control.Decode([]byte(objects))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Replace(slices.Values(objs)); err != nil {
+		t.Fatal(err)
+	}
+	all := map[control.Key]control.Object{}
+	for _, o := range objs {
+		all[control.KeyOf(o)] = o
+	}
+	return s, all
+}
+
+func service(t *testing.T, name, port string) control.Object {
+	t.Helper()
+	objs, err := control.Decode([]byte("apiVersion: v1\nkind: Service\nmetadata: {name: " + name + "}\nspec: {ports: [{port: " + port + "}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objs[0]
+}
+
+// appendTo adds changes to a snapshot and to what is wanted of it.
+func appendTo(t *testing.T, s *Snapshot, want map[control.Key]control.Object, changes map[control.Key]control.Object) {
+	t.Helper()
+	if err := s.Append(maps.All(changes)); err != nil {
+		t.Fatal(err)
+	}
+	for k, o := range changes {
+		if o == nil {
+			delete(want, k)
+		} else {
+			want[k] = o
+		}
+	}
+}
+
+func wantLoaded(t *testing.T, path string, want map[control.Key]control.Object) {
+	t.Helper()
+	objs, err := At(path).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[control.Key]string{}
+	for _, o := range objs {
+		js, err := control.Encode(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[control.KeyOf(o)] = string(js)
+	}
+	if len(got) != len(want) || len(objs) != len(want) {
+		t.Errorf("%d objects, want %d", len(objs), len(want))
+	}
+	for k, o := range want {
+		if js, err := control.Encode(o); err != nil || got[k] != string(js) {
+			t.Errorf("%v: %s, want %s (%v)", k, got[k], js, err)
+		}
+	}
+}
+
+// What is loaded is what was written whole and all that was appended since, however
+// often an object came and went.
+func TestChangesComeBack(t *testing.T) {
+	s, want := saved(t)
+	web, other := service(t, "web", "81"), service(t, "other", "80")
+	gone := control.KeyOf(other)
+	for _, changes := range []map[control.Key]control.Object{
+		{control.KeyOf(web): web, gone: other},
+		{gone: nil},
+		{gone: service(t, "other", "82"), {Kind: control.KindService, Scope: "default", Name: "nothing"}: nil},
+		{{Kind: control.KindService, Scope: "default", Name: "never"}: nil},
+	} {
+		appendTo(t, s, want, changes)
+		wantLoaded(t, s.file.Path, want)
+	}
+	if s.Long() {
+		t.Error("a journal of four records is long")
+	}
+	objs := slices.Collect(maps.Values(want))
+	if err := s.Replace(slices.Values(objs)); err != nil {
+		t.Fatal(err)
+	}
+	wantLoaded(t, s.file.Path, want)
+}
+
+// A daemon that is killed between the two files finds the newer objects and a journal of
+// the older.
+func TestAJournalOfOtherObjectsIsNone(t *testing.T) {
+	s, want := saved(t)
+	web := service(t, "web", "81")
+	appendTo(t, s, want, map[control.Key]control.Object{control.KeyOf(web): web})
+	left, err := os.ReadFile(s.journal.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := service(t, "other", "80")
+	if err := s.Replace(slices.Values([]control.Object{other})); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.journal.Path, left, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantLoaded(t, s.file.Path, map[control.Key]control.Object{control.KeyOf(other): other})
+}
+
+func TestAJournalGrowsLong(t *testing.T) {
+	s, _ := saved(t)
+	web := service(t, "web", "81")
+	js, err := control.Encode(web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for written := 0; !s.Long(); written += len(js) {
+		if written > 2*journalLeast {
+			t.Fatalf("not long after %d bytes", written)
+		}
+		if err := s.Append(func(yield func(control.Key, control.Object) bool) {
+			for range 100 {
+				if !yield(control.KeyOf(web), web) {
+					return
+				}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		written += 99 * len(js)
+	}
+	if err := s.Replace(slices.Values([]control.Object{web})); err != nil || s.Long() {
+		t.Errorf("long after it was begun anew (%v)", err)
+	}
+}
+
+// A journal whose middle is damaged makes a cold start: what the objects were is not known.
+func TestDamagedJournalIsSaidAndSetAside(t *testing.T) {
+	s, want := saved(t)
+	for _, port := range []string{"81", "82"} {
+		web := service(t, "web", port)
+		appendTo(t, s, want, map[control.Key]control.Object{control.KeyOf(web): web})
+	}
+	text, err := os.ReadFile(s.journal.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[bytes.Index(text, []byte("81"))] = '7'
+	if err := os.WriteFile(s.journal.Path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var damaged *statefile.DamagedError
+	if objs, err := At(s.file.Path).Load(); !errors.As(err, &damaged) || objs != nil || damaged.Path != s.journal.Path {
+		t.Fatalf("%v, %v, want a *DamagedError of the journal", objs, err)
+	}
+	if objs, err := At(s.file.Path).Load(); err != nil || objs != nil {
 		t.Errorf("second load: %v, %v; want a cold start", objs, err)
 	}
 }

@@ -64,22 +64,23 @@ func (f File) Write(v any) error {
 	if err != nil {
 		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
 	}
-	return f.WriteFrom(func(w io.Writer) error {
+	_, err = f.WriteFrom(func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
 	})
+	return err
 }
 
 // bufferBytes gathers what is written in small pieces.
 const bufferBytes = 64 << 10
 
 // WriteFrom replaces the file by what data writes, which must be one JSON value
-// without space around it. It is never in memory as a whole. After an error, which
-// may be data's, the old value stands.
-func (f File) WriteFrom(data func(io.Writer) error) error {
+// without space around it, and returns its checksum (SHA-256, in hexadecimal digits). It
+// is never in memory as a whole. After an error, which may be data's, the old value stands.
+func (f File) WriteFrom(data func(io.Writer) error) (sum string, err error) {
 	kind, err := json.Marshal(f.Kind)
 	if err != nil {
-		return fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
+		return "", fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
 	}
 	head := fmt.Sprintf(`{"kind":%s,"version":%d,"sha256":"`, kind, f.Version)
 	err = Replace(f.Path, 0o600, func(out *os.File) error {
@@ -88,8 +89,8 @@ func (f File) WriteFrom(data func(io.Writer) error) error {
 		if _, err := out.WriteString(head + room + `","data":`); err != nil {
 			return err
 		}
-		sum := sha256.New()
-		w := bufio.NewWriterSize(io.MultiWriter(out, sum), bufferBytes)
+		hash := sha256.New()
+		w := bufio.NewWriterSize(io.MultiWriter(out, hash), bufferBytes)
 		if err := data(w); err != nil {
 			return err
 		}
@@ -99,42 +100,54 @@ func (f File) WriteFrom(data func(io.Writer) error) error {
 		if _, err := out.WriteString("}\n"); err != nil {
 			return err
 		}
-		_, err := out.WriteAt([]byte(hex.EncodeToString(sum.Sum(nil))), int64(len(head)))
+		sum = hex.EncodeToString(hash.Sum(nil))
+		_, err := out.WriteAt([]byte(sum), int64(len(head)))
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("statefile: write %s: %w", f.Path, err)
+		return "", fmt.Errorf("statefile: write %s: %w", f.Path, err)
 	}
-	return nil
+	return sum, nil
 }
 
 // Read fills v from the file. errors.Is fs.ErrNotExist: there is none. A
 // *DamagedError: there was one, and now there is none.
 func (f File) Read(v any) error {
-	text, err := os.ReadFile(f.Path)
-	if err != nil {
-		return fmt.Errorf("statefile: %w", err)
-	}
-	if err := f.decode(text, v); err != nil {
-		return &DamagedError{Path: f.Path, Kept: setAside(f.Path), Cause: err}
-	}
-	return nil
+	_, err := f.ReadSum(v)
+	return err
 }
 
-func (f File) decode(text []byte, v any) error {
+// ReadSum is Read, and returns the value's checksum as WriteFrom did.
+func (f File) ReadSum(v any) (sum string, err error) {
+	text, err := os.ReadFile(f.Path)
+	if err != nil {
+		return "", fmt.Errorf("statefile: %w", err)
+	}
+	if sum, err = f.decode(text, v); err != nil {
+		return "", f.SetAside(err)
+	}
+	return sum, nil
+}
+
+// SetAside moves the file away as one that is damaged.
+func (f File) SetAside(cause error) *DamagedError {
+	return &DamagedError{Path: f.Path, Kept: setAside(f.Path), Cause: cause}
+}
+
+func (f File) decode(text []byte, v any) (sum string, err error) {
 	var e envelope
 	if err := json.Unmarshal(text, &e); err != nil {
-		return err
+		return "", err
 	}
 	switch {
 	case e.Kind != f.Kind:
-		return fmt.Errorf("it holds %q, want %q", e.Kind, f.Kind)
+		return "", fmt.Errorf("it holds %q, want %q", e.Kind, f.Kind)
 	case e.SHA256 != checksum(e.Data):
-		return errors.New("its checksum does not match")
+		return "", errors.New("its checksum does not match")
 	case e.Version != f.Version:
-		return fmt.Errorf("it has version %d, want %d", e.Version, f.Version)
+		return "", fmt.Errorf("it has version %d, want %d", e.Version, f.Version)
 	}
-	return json.Unmarshal(e.Data, v)
+	return e.SHA256, json.Unmarshal(e.Data, v)
 }
 
 // Remove deletes the file; that there is none is no error.

@@ -129,14 +129,14 @@ func TestWriteFromPieces(t *testing.T) {
 			return nil
 		}
 	}
-	if err := f.WriteFrom(pieces(nil)); err != nil {
+	if _, err := f.WriteFrom(pieces(nil)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(f.Path); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("in pieces %d bytes, whole %d, or they differ (%v)", len(got), len(want), err)
 	}
 	cause := errors.New("no more")
-	if err := f.WriteFrom(pieces(cause)); !errors.Is(err, cause) {
+	if _, err := f.WriteFrom(pieces(cause)); !errors.Is(err, cause) {
 		t.Errorf("error %v, want %v", err, cause)
 	}
 	var got value

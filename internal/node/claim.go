@@ -63,7 +63,7 @@ func (n *node) confirmClaim(ctx context.Context, want control.Claim) error {
 	}
 	err = n.saveClaim(got)
 	if !slices.Equal(got.PodCIDRs, want.PodCIDRs) {
-		return errors.Join(fmt.Errorf("the pod CIDRs %v went to another node while this one was away, and it gets %v: its pods must be made anew", want.PodCIDRs, got.PodCIDRs), err)
+		return errors.Join(fmt.Errorf("the pod CIDRs %v went to another node while this one was away, and it gets %v: its pods must be made anew: drain the node and start vswitch again", want.PodCIDRs, got.PodCIDRs), err)
 	}
 	if err != nil { // a full disk; what was kept is as good for the next start
 		n.log.Error("the node's claim is not written anew", "err", err)

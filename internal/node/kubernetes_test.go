@@ -3,8 +3,6 @@ package node
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -72,8 +70,7 @@ func TestANodeOfKubernetes(t *testing.T) {
 		t.Errorf("apply: %v", err)
 	}
 	eventually(t, "the last good state is on disk", func() bool {
-		text, err := os.ReadFile(filepath.Join(cfg.StateDir, snapshotFile))
-		return err == nil && bytes.Contains(text, []byte(`"web-1"`))
+		return bytes.Contains(lastGood(t, cfg), []byte(`"web-1"`))
 	})
 	c.Close()
 	d.end(t)

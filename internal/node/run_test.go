@@ -257,8 +257,7 @@ func TestANodeLives(t *testing.T) {
 	}
 	c.Close()
 	eventually(t, "the last good state is on disk", func() bool {
-		text, err := os.ReadFile(filepath.Join(cfg.StateDir, snapshotFile))
-		return err == nil && bytes.Contains(text, []byte(`"web"`))
+		return bytes.Contains(lastGood(t, cfg), []byte(`"web"`))
 	})
 	d.end(t)
 	if _, err := os.Stat(cfg.SocketPath); !errors.Is(err, os.ErrNotExist) {
@@ -267,6 +266,19 @@ func TestANodeLives(t *testing.T) {
 	eventually(t, "every descriptor is closed again", func() bool { return openFDs(t) <= fdsBefore })
 
 	withoutStore(t, cfg)
+}
+
+// lastGood is what a node has written of what its store said.
+func lastGood(t *testing.T, cfg config.Config) (text []byte) {
+	t.Helper()
+	for _, name := range []string{snapshotFile, journalFile} {
+		b, err := os.ReadFile(filepath.Join(cfg.StateDir, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		text = append(text, b...)
+	}
+	return text
 }
 
 // withoutStore starts a node that has lived before, and reaches no store now.

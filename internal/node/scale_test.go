@@ -120,7 +120,7 @@ func (d tellingDataplane) PutService(s control.Service) error {
 	return err
 }
 
-func startCluster(b *testing.B, save func(iter.Seq[control.Object]) error) *cluster {
+func startCluster(b *testing.B, keep control.LastGood) *cluster {
 	flows, err := flow.New(flow.Config{Connections: 64})
 	if err != nil {
 		b.Fatal(err)
@@ -140,7 +140,7 @@ func startCluster(b *testing.B, save func(iter.Seq[control.Object]) error) *clus
 	c := &cluster{gateway: g, put: make(chan control.ServiceKey, 1)}
 	c.Controller = control.NewController(control.ControllerConfig{
 		Self:      control.Self{Node: "node-0", ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix(serviceRange)}},
-		Dataplane: tellingDataplane{dp, c}, Save: save, Log: slog.New(slog.DiscardHandler),
+		Dataplane: tellingDataplane{dp, c}, LastGood: keep, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -153,6 +153,17 @@ func startCluster(b *testing.B, save func(iter.Seq[control.Object]) error) *clus
 		flows.Close()
 	})
 	return c
+}
+
+// telling tells when all objects are saved.
+type telling struct {
+	control.LastGood
+	saved chan<- struct{}
+}
+
+func (t telling) Replace(objs iter.Seq[control.Object]) error {
+	defer func() { t.saved <- struct{}{} }()
+	return t.LastGood.Replace(objs)
 }
 
 // load gives the controller everything and waits until it is programmed.
@@ -182,11 +193,7 @@ func BenchmarkLoadServices(b *testing.B) {
 				before := heap()
 				all := manyObjects(behind == "pods")
 				saved := make(chan struct{}, 1)
-				path := filepath.Join(b.TempDir(), "snapshot")
-				c := startCluster(b, func(objs iter.Seq[control.Object]) error {
-					defer func() { saved <- struct{}{} }()
-					return snapshot.Save(path, objs)
-				})
+				c := startCluster(b, telling{snapshot.At(filepath.Join(b.TempDir(), "snapshot")), saved})
 				began := time.Now()
 				c.load(b, all)
 				took += time.Since(began)
@@ -214,8 +221,7 @@ func heap() uint64 {
 // one of 10,000 services replaced, to the gateway's giving new flows the new one,
 // while the last good objects are saved as a node saves them.
 func BenchmarkEndpointChange(b *testing.B) {
-	path := filepath.Join(b.TempDir(), "snapshot")
-	c := startCluster(b, func(objs iter.Seq[control.Object]) error { return snapshot.Save(path, objs) })
+	c := startCluster(b, snapshot.At(filepath.Join(b.TempDir(), "snapshot")))
 	c.load(b, manyObjects(false))
 	c.watched = true
 	var all []time.Duration

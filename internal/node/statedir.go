@@ -23,6 +23,7 @@ const (
 	instanceFile    = "instance"
 	claimFile       = "claim.json"
 	snapshotFile    = "objects.json"
+	journalFile     = "objects.json.journal" // snapshot.JournalOf
 	attachmentsFile = "attachments.json"
 	leasesFile      = "leases.json"
 	udpPortFile     = "udp-port.json"

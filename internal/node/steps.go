@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"iter"
 	"net"
 	"net/netip"
 	"net/url"
@@ -46,7 +45,7 @@ func vtepMAC(instance string) frame.MAC {
 }
 
 func (n *node) openController() error {
-	path := n.state.file(snapshotFile)
+	lastGood := snapshot.At(n.state.file(snapshotFile))
 	n.followResolvers()
 	n.controller = control.NewController(control.ControllerConfig{
 		Self: control.Self{
@@ -56,11 +55,11 @@ func (n *node) openController() error {
 			IsNameServer: n.isNameServer,
 		},
 		Dataplane: n.dataplane,
-		Save:      func(objs iter.Seq[control.Object]) error { return snapshot.Save(path, objs) },
+		LastGood:  lastGood,
 		Log:       n.log,
 		Tell:      n.tellProblem,
 	})
-	kept, err := snapshot.Load(path)
+	kept, err := lastGood.Load()
 	if err != nil {
 		n.log.Error("last good state is lost; waiting for the store", "err", err)
 	}

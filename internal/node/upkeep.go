@@ -27,7 +27,8 @@ func (n *node) belongings() []upkeep.Object {
 		n.stateFile(claimFile, func() error { return n.saveClaim(n.claim) }),
 		n.stateFile(attachmentsFile, func() error { return n.attachments.Save() }),
 		n.stateFile(leasesFile, func() error { return n.pool.Save() }),
-		n.stateFile(snapshotFile, n.resave),
+		n.stateFile(snapshotFile, n.resaving(snapshotFile)),
+		n.stateFile(journalFile, n.resaving(journalFile)),
 		{Name: "API socket", Check: func() error { return n.api.InPlace() }, Mend: func() error { return n.api.Restore() }},
 		{Name: "descriptor socket", Check: func() error { return n.descriptors.InPlace() }, Mend: func() error { return n.descriptors.Restore() }},
 		n.stateFile(keeperSocket, nil), // without which no other daemon can take over; it is the keeper's
@@ -59,22 +60,24 @@ func (n *node) stateFile(name string, mend func() error) upkeep.Object {
 // resaveTimeout is longer than the saver waits between two writes.
 const resaveTimeout = 3 * time.Second
 
-// resave waits for the last good state to be written anew.
-func (n *node) resave() error {
-	n.controller.Resave()
-	tick := time.NewTicker(resaveTimeout / 30)
-	defer tick.Stop()
-	for deadline := time.Now().Add(resaveTimeout); time.Now().Before(deadline); {
-		if _, err := os.Lstat(n.state.file(snapshotFile)); err == nil {
-			return nil
+// resaving has the last good state written anew, and waits for one of its files.
+func (n *node) resaving(name string) func() error {
+	return func() error {
+		n.controller.Resave()
+		tick := time.NewTicker(resaveTimeout / 30)
+		defer tick.Stop()
+		for deadline := time.Now().Add(resaveTimeout); time.Now().Before(deadline); {
+			if _, err := os.Lstat(n.state.file(name)); err == nil {
+				return nil
+			}
+			select {
+			case <-tick.C:
+			case <-n.ctx.Done():
+				return nil
+			}
 		}
-		select {
-		case <-tick.C:
-		case <-n.ctx.Done():
-			return nil
-		}
+		return errors.New("the last good state is written once the store has answered")
 	}
-	return errors.New("the last good state is written once the store has answered")
 }
 
 // checkPods names the pods whose interface is gone or not here yet, at the second look:
