@@ -85,6 +85,7 @@ func TestANodeOfKubernetes(t *testing.T) {
 	if r, err := c.AddPod(t.Context(), addRequest("c2")); err != nil || r.Ips[0] != "10.244.3.3/32" {
 		t.Errorf("without API server: add: %v, %v", r, err)
 	}
+	eventually(t, "it is missed", func() bool { return strings.Contains(d.log.String(), "API server is away") })
 	api.Start()
 	eventually(t, "it is heard again", func() bool { return strings.Contains(d.log.String(), "API server is back") })
 
