@@ -258,6 +258,8 @@ func FuzzForwardFromPod(f *testing.F) {
 		{Dst: remote4, Proto: 1, ICMPType: 8, EchoID: 1},
 		{Dst: podB4, Proto: 1, ICMPType: 3, Payload: wiretest.Packet{Src: podB4, Dst: podA4, Proto: 17}.IP()},
 		{Dst: podB6, Proto: 44, Payload: []byte{17, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 2, 0, 8, 0, 0}},
+		{Dst: podB4, Proto: 17, FragmentOffset: 1480, Payload: make([]byte, 20)},
+		{Dst: podB4, Proto: 17, SrcPort: 1, DstPort: 2, Payload: make([]byte, 2*bedMTU)},
 	} {
 		f.Add(fromA(p).Frame(), uint8(0), uint8(0), uint16(0), uint16(0), uint16(0))
 	}
@@ -270,14 +272,22 @@ func FuzzForwardFromPod(f *testing.F) {
 		in := owned(raw)
 		in.VNet = frame.VNet{Flags: frame.VNetFlags(flags & 3), GSOType: frame.GSOType(gsoType), GSOSize: gsoSize, CsumStart: csumStart, CsumOffset: csumOffset}
 		o := b.send("a", in)
-		total := 0
+		total, pieces := 0, 0
 		for name, fs := range o.sent {
 			total += len(fs)
 			for _, out := range fs {
-				if name != "a" && out.Len() >= 34 && out.Bytes()[12] == 8 && out.Bytes()[13] == 0 {
-					if src := netip.AddrFrom4([4]byte(out.Bytes()[26:30])); src != podA4 {
-						t.Errorf("left by %s from %v", name, src)
-					}
+				var h wire.Headers
+				if r := wire.Parse(out.Bytes(), &h); r != drop.None {
+					t.Fatalf("left by %s and does not parse: %v", name, r)
+				}
+				if h.Fragment {
+					pieces++
+				}
+				if src := h.Src.Netip(); name != "a" && src != podA4 && src != podA6 {
+					t.Errorf("left by %s from %v", name, src)
+				}
+				if n := h.End - h.L3Off; n > bedMTU && !out.VNet.IsGSO() {
+					t.Errorf("left by %s with %d bytes, more than its MTU", name, n)
 				}
 			}
 		}
@@ -288,8 +298,10 @@ func FuzzForwardFromPod(f *testing.F) {
 			}
 			dropped += n
 		}
-		if total > 1 || uint64(total)+dropped == 0 {
-			t.Errorf("one frame became %d, with drops %v", total, o.drops)
+		var h wire.Headers
+		held := wire.Parse(raw, &h) == drop.None && h.LaterFrag // until its datagram's first comes
+		if total > 1 && pieces != total || uint64(total)+dropped == 0 && !held {
+			t.Errorf("one frame became %d, %d of them fragments, with drops %v", total, pieces, o.drops)
 		}
 	})
 }
