@@ -275,6 +275,30 @@ func TestLossIsNotTakenForBrokenTrains(t *testing.T) {
 	}
 }
 
+// Where something was lost that was no train's, a place of the train that is missing three
+// times in a row may have been lost so, too.
+func TestATrainHasMoreAttemptsWhereOthersAreLost(t *testing.T) {
+	underlay := loopbacks["IPv4"]
+	a, b, r := throughRelay(t, underlay)
+	b.tunnel.SetProbeTimes(time.Hour, time.Hour, time.Hour, time.Hour) // one of the two asks
+	trains, alone := 0, 0                                              // the relay's goroutine alone uses them
+	unlucky := func(ds [][]byte) [][]byte {
+		if len(ds) > 1 {
+			if trains++; trains <= 3 {
+				return append(ds[:1], ds[2:]...)
+			}
+		} else if alone++; alone == 1 {
+			return nil
+		}
+		return ds
+	}
+	r.mangle.Store(&unlucky)
+	r.introduce(t, underlay, a, b)
+	if n := a.awaitTrains(t, idB, vxlan.TrainsOn); n != 0 {
+		t.Errorf("%d failures counted", n)
+	}
+}
+
 // Nothing is held against a peer that does not answer.
 func TestSilenceProvesNothing(t *testing.T) {
 	underlay := loopbacks["IPv4"]

@@ -38,7 +38,7 @@ const (
 	probeIntact  = 2 // answers: as it was sent,
 	probeDamaged = 3 // or with a wrong checksum
 
-	// answersPerSecond bounds what one member may ask; a series of the governor's is 48.
+	// answersPerSecond bounds what one member may ask; a series of the governor's is 128 at most.
 	answersPerSecond = 200
 )
 
