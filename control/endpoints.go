@@ -93,21 +93,19 @@ func (o *Objects) podCandidates(pod *podRecord, s *corev1.ServiceSpec, port uint
 // those: programs on the nodes' own network, the API server first among them, are
 // endpoints, and the switch keeps clients from the tunnel. Of an endpoint's
 // addresses the first counts, the others mean nothing (discovery/v1).
-func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice, p *corev1.ServicePort, to *Service, add func(candidate)) {
-	if to.IPv6 != (s.AddressType == discoveryv1.AddressTypeIPv6) {
+func (o *Objects) sliceCandidates(e *serviceEntry, s *Slice, p *corev1.ServicePort, to *Service, add func(candidate)) {
+	if to.IPv6 != (s.addressType == discoveryv1.AddressTypeIPv6) {
 		return
 	}
-	port, ok := slicePort(s, p.Name, to.Protocol)
+	port, ok := s.port(p.Name, to.Protocol)
 	if !ok {
 		return
 	}
-	for i := range s.Endpoints {
-		ep := &s.Endpoints[i]
-		if len(ep.Addresses) == 0 {
+	for _, ep := range s.each {
+		if !ep.hasAddress() {
 			continue
 		}
-		text := ep.Addresses[0]
-		a, err := endpointAddr(s.AddressType, text)
+		a, err := ep.endpointAddr(s.addressType)
 		if err == nil {
 			err = o.refuseEndpoint(a)
 		}
@@ -115,15 +113,10 @@ func (o *Objects) sliceCandidates(e *serviceEntry, s *discoveryv1.EndpointSlice,
 			e.problem(KeyOf(s), "endpoint not programmed: %v", err)
 			continue
 		}
-		c := candidate{Endpoint: Endpoint{Addr: a, Port: port}, hints: o.hintsOf(ep.Hints)}
-		c.Ready, c.Serving, c.Terminating = sliceConditions(&ep.Conditions)
-		if ep.NodeName != nil {
-			c.Node = *ep.NodeName
-		}
-		if ep.TargetRef != nil && ep.TargetRef.UID != "" {
-			c.ID = identity(string(ep.TargetRef.UID), "")
-		} else {
-			c.ID = identity(s.Namespace+"/"+e.record.Name, text)
+		c := candidate{Endpoint: Endpoint{Addr: a, Port: port, Node: ep.nodeName(), ID: ep.identity(s.Namespace, e.record.Name)}}
+		c.Ready, c.Serving, c.Terminating = ep.conditions()
+		if ep.more != nil {
+			c.hints = o.hintsOf(ep.more.hints)
 		}
 		add(c)
 	}
@@ -161,30 +154,16 @@ func (o *Objects) refuseEndpoint(a netip.Addr) error {
 	return nil
 }
 
-// slicePort finds the slice's port of a service port: the names agree, and both
-// being empty is agreement.
-func slicePort(s *discoveryv1.EndpointSlice, name string, proto Protocol) (uint16, bool) {
-	for i := range s.Ports {
-		p := &s.Ports[i]
-		var pname string
-		if p.Name != nil {
-			pname = *p.Name
-		}
-		var pproto corev1.Protocol
-		if p.Protocol != nil {
-			pproto = *p.Protocol
-		}
-		if got, ok := protocolOf(pproto); ok && got == proto && pname == name && p.Port != nil && *p.Port > 0 && *p.Port <= 65535 {
-			return uint16(*p.Port), true
+// port finds the slice's port of a service port: the names agree, and both being empty
+// is agreement.
+func (s *Slice) port(name string, proto Protocol) (uint16, bool) {
+	for i := range s.ports {
+		p := &s.ports[i]
+		if got, ok := protocolOf(corev1.Protocol(p.protocol)); ok && got == proto && p.name == name && p.number > 0 && p.number <= 65535 {
+			return uint16(p.number), true
 		}
 	}
 	return 0, false
-}
-
-// sliceConditions reads conditions as discovery/v1 says: ready and serving are
-// true where not given, terminating false.
-func sliceConditions(c *discoveryv1.EndpointConditions) (ready, serving, terminating bool) {
-	return c.Ready == nil || *c.Ready, c.Serving == nil || *c.Serving, c.Terminating != nil && *c.Terminating
 }
 
 // PodIdentity tells a pod from every other, one of the same name and address too.
@@ -194,7 +173,7 @@ func PodIdentity(p *corev1.Pod) uint64 {
 
 // identity is a number for who is behind an address, never 0: FNV-1a of the parts,
 // each ended by a zero. It stays what it is, as flows outlive the process.
-func identity(parts ...string) uint64 {
+func identity[T string | []byte](parts ...T) uint64 {
 	const offset, prime = 14695981039346656037, 1099511628211
 	h := uint64(offset)
 	for _, p := range parts {

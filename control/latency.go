@@ -3,9 +3,6 @@ package control
 import (
 	"sync/atomic"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
 // How long a change takes from where it happened to the dataplane of this node.
@@ -62,16 +59,15 @@ type Bucket struct {
 }
 
 // noteTrigger keeps when the change happened that a slice reports.
-func (o *Objects) noteTrigger(was, is *discoveryv1.EndpointSlice) {
-	text := is.Annotations[corev1.EndpointsLastChangeTriggerTime]
-	if text == "" || was != nil && was.Annotations[corev1.EndpointsLastChangeTriggerTime] == text {
+func (o *Objects) noteTrigger(was, is *Slice) {
+	if is.triggered == "" || was != nil && was.triggered == is.triggered {
 		return
 	}
-	at, err := time.Parse(time.RFC3339Nano, text)
+	at, err := time.Parse(time.RFC3339Nano, is.triggered)
 	if err != nil {
 		return
 	}
-	service := objectName{is.Namespace, is.Labels[discoveryv1.LabelServiceName]}
+	service := objectName{is.Namespace, is.service}
 	if first, ok := o.triggered[service]; !ok || at.Before(first) {
 		o.triggered[service] = at
 	}

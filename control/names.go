@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -210,31 +211,30 @@ func (o *Objects) namedEndpoints(e *serviceEntry) []dns.Endpoint {
 // eachSliceEndpoint calls f for each address of a headless service's slices that is
 // to be published. ports finds the number of a service port.
 func (o *Objects) eachSliceEndpoint(e *serviceEntry, f func(a netip.Addr, hostname string, ports func(*corev1.ServicePort) (uint16, bool))) {
-	own := o.sliceOf[objectName{e.record.Namespace, e.record.Name}]
-	for _, key := range slices.SortedFunc(maps.Keys(own), Key.compare) { // of two hostnames for one address the last counts
-		s := own[key]
+	own := slices.Clone(o.sliceOf[objectName{e.record.Namespace, e.record.Name}])
+	slices.SortFunc(own, func(a, b *Slice) int { return cmp.Compare(a.Name, b.Name) }) // of two hostnames for one address the last counts
+	for _, s := range own {
 		ports := func(p *corev1.ServicePort) (uint16, bool) {
 			proto, _ := protocolOf(p.Protocol)
-			return slicePort(s, p.Name, proto)
+			return s.port(p.Name, proto)
 		}
-		for i := range s.Endpoints {
-			ep := &s.Endpoints[i]
-			if len(ep.Addresses) == 0 {
+		for _, ep := range s.each {
+			if !ep.hasAddress() {
 				continue
 			}
-			ready, _, _ := sliceConditions(&ep.Conditions)
-			if ep.NodeName != nil {
-				o.seen.node(*ep.NodeName)
-				ready = ready && o.Live(*ep.NodeName)
+			ready, _, _ := ep.conditions()
+			if node := ep.nodeName(); node != "" {
+				o.seen.node(node)
+				ready = ready && o.Live(node)
 			}
 			if !ready && !e.record.Spec.PublishNotReadyAddresses {
 				continue
 			}
 			hostname := ""
-			if ep.Hostname != nil {
-				hostname = *ep.Hostname
+			if ep.more != nil && ep.more.hostname != nil {
+				hostname = *ep.more.hostname
 			}
-			a, err := endpointAddr(s.AddressType, ep.Addresses[0]) // the others mean nothing (discovery/v1)
+			a, err := ep.endpointAddr(s.addressType)
 			if err == nil {
 				err = o.refuseEndpoint(a)
 			}

@@ -13,8 +13,8 @@ import (
 )
 
 // Object is one Kubernetes object: *corev1.Node, *coordinationv1.Lease,
-// *corev1.Pod, *corev1.Service or *discoveryv1.EndpointSlice. Once handed over
-// it is shared and read only.
+// *corev1.Pod, *corev1.Service or *discoveryv1.EndpointSlice, or, from a source, *Slice
+// in the last one's place. Once handed over it is shared and read only.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -84,7 +84,7 @@ func KindOf(o Object) Kind {
 		return KindPod
 	case *corev1.Service:
 		return KindService
-	case *discoveryv1.EndpointSlice:
+	case *discoveryv1.EndpointSlice, *Slice:
 		return KindEndpointSlice
 	}
 	return 0

@@ -36,8 +36,8 @@ type Objects struct {
 	labelled  map[labelTerm]*podList
 	entries   map[objectName]*serviceEntry  // services
 	selecting map[labelTerm][]*serviceEntry // each service under one label of its selector
-	slices    map[Key]*discoveryv1.EndpointSlice
-	sliceOf   map[objectName]map[Key]*discoveryv1.EndpointSlice
+	slices    map[Key]*Slice
+	sliceOf   map[objectName][]*Slice // in any order
 
 	nodesDirty     bool // the four below are to be computed anew
 	tunnels        []Tunnel
@@ -106,8 +106,8 @@ func NewObjects(self Self) *Objects {
 		labelled:    map[labelTerm]*podList{},
 		entries:     map[objectName]*serviceEntry{},
 		selecting:   map[labelTerm][]*serviceEntry{},
-		slices:      map[Key]*discoveryv1.EndpointSlice{},
-		sliceOf:     map[objectName]map[Key]*discoveryv1.EndpointSlice{},
+		slices:      map[Key]*Slice{},
+		sliceOf:     map[objectName][]*Slice{},
 		claims:      newClaims(),
 		changed:     map[ServiceKey]*Service{},
 		triggered:   map[objectName]time.Time{},
@@ -160,9 +160,9 @@ func (o *Objects) Put(obj Object) {
 	case *corev1.Service:
 		o.putService(obj)
 	case *discoveryv1.EndpointSlice:
-		o.noteTrigger(o.slices[key], obj)
-		o.removeSlice(key)
-		o.addSlice(key, obj)
+		o.putSlice(key, NewSlice(obj, true))
+	case *Slice:
+		o.putSlice(key, obj)
 	default:
 		if key.Kind == KindLease {
 			o.watchLive(key.Name, func() {
@@ -210,13 +210,16 @@ func (o *Objects) All() []Object {
 
 // kept is an object as the set keeps it; the zero value is none.
 type kept struct {
-	obj Object     // of all kinds but pods
+	obj Object     // of all kinds but pods; a *Slice of an EndpointSlice
 	pod *podRecord // of a pod
 }
 
 func (k kept) object() Object {
 	if k.pod != nil {
 		return k.pod.object()
+	}
+	if s, ok := k.obj.(*Slice); ok {
+		return s.Object()
 	}
 	return k.obj
 }

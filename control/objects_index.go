@@ -1,8 +1,9 @@
 package control
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
 // The indexes of Objects: from a pod to the services that select it, from a
@@ -156,15 +157,12 @@ func (o *Objects) selected(s *corev1.Service, f func(*podRecord)) {
 	}
 }
 
-func (o *Objects) addSlice(key Key, s *discoveryv1.EndpointSlice) {
+func (o *Objects) putSlice(key Key, s *Slice) {
+	o.noteTrigger(o.slices[key], s)
+	o.removeSlice(key)
 	o.slices[key] = s
-	service := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
-	m := o.sliceOf[service]
-	if m == nil {
-		m = map[Key]*discoveryv1.EndpointSlice{}
-		o.sliceOf[service] = m
-	}
-	m[key] = s
+	service := objectName{s.Namespace, s.service}
+	o.sliceOf[service] = append(o.sliceOf[service], s)
 	o.dirtyService(service)
 }
 
@@ -174,9 +172,10 @@ func (o *Objects) removeSlice(key Key) {
 		return
 	}
 	delete(o.slices, key)
-	service := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
-	m := o.sliceOf[service]
-	if delete(m, key); len(m) == 0 {
+	service := objectName{s.Namespace, s.service}
+	if left := slices.DeleteFunc(o.sliceOf[service], func(of *Slice) bool { return of == s }); len(left) > 0 {
+		o.sliceOf[service] = left
+	} else {
 		delete(o.sliceOf, service)
 	}
 	o.dirtyService(service)

@@ -52,23 +52,28 @@ func endpointAddr(t discoveryv1.AddressType, s string) (netip.Addr, error) {
 	if err != nil || a.Zone() != "" {
 		return netip.Addr{}, fmt.Errorf("%q is not an IP address", s)
 	}
+	return a, judgeEndpoint(t, a)
+}
+
+// judgeEndpoint is endpointAddr of an address that can be read.
+func judgeEndpoint(t discoveryv1.AddressType, a netip.Addr) error {
 	// A v4-mapped address is judged as the address a socket would use.
 	switch u := a.Unmap(); {
 	case u.IsUnspecified():
-		return a, fmt.Errorf("%q is the unspecified address; want a pod's or a host's", s)
+		return fmt.Errorf("%q is the unspecified address; want a pod's or a host's", a)
 	case u.IsLoopback():
-		return a, fmt.Errorf("%q is a loopback address; want a pod's or a host's", s)
+		return fmt.Errorf("%q is a loopback address; want a pod's or a host's", a)
 	case u.IsLinkLocalUnicast():
-		return a, fmt.Errorf("%q is a link-local address; want a pod's or a host's", s)
+		return fmt.Errorf("%q is a link-local address; want a pod's or a host's", a)
 	case u.IsMulticast():
-		return a, fmt.Errorf("%q is a multicast address; want a pod's or a host's", s)
+		return fmt.Errorf("%q is a multicast address; want a pod's or a host's", a)
 	case u == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return a, fmt.Errorf("%q is the broadcast address; want a pod's or a host's", s)
+		return fmt.Errorf("%q is the broadcast address; want a pod's or a host's", a)
 	case a.Is4In6():
-		return a, fmt.Errorf("%q is an IPv4 address in IPv6 form; want %q in a slice of addressType IPv4", s, u)
+		return fmt.Errorf("%q is an IPv4 address in IPv6 form; want %q in a slice of addressType IPv4", a, u)
 	}
 	if want := t == discoveryv1.AddressTypeIPv6; a.Is6() != want {
-		return a, fmt.Errorf("%q is not of addressType %s", s, t)
+		return fmt.Errorf("%q is not of addressType %s", a, t)
 	}
-	return a, nil
+	return nil
 }

@@ -51,7 +51,7 @@ func newMirror(s *Source, r resource) *mirror {
 	m := &mirror{s: s, resource: r, objs: map[control.Key]control.Object{}, gone: map[control.Key]uint64{}, doubted: map[control.Key]time.Time{}}
 	if s.cfg.Known != nil && r.kind != control.KindPod { // of this node's pods the node knows itself
 		for _, o := range s.cfg.Known(r.kind) {
-			m.objs[control.KeyOf(o)] = o
+			m.objs[control.KeyOf(o)] = m.trim(o)
 		}
 	}
 	return m
@@ -291,7 +291,13 @@ func (s *Source) List(_ context.Context, kind control.Kind) ([]control.Object, e
 	if m == nil {
 		return nil, nil
 	}
-	return slices.Collect(maps.Values(m.objs)), nil
+	all := slices.Collect(maps.Values(m.objs))
+	for i, o := range all {
+		if s, ok := o.(*control.Slice); ok {
+			all[i] = s.Object()
+		}
+	}
+	return all, nil
 }
 
 // version is an object's resource version; 0 if it is none that can be compared
@@ -312,6 +318,9 @@ func alike(a, b control.Object) bool {
 	va, vb := a.GetResourceVersion(), b.GetResourceVersion()
 	if va == vb && va != "" {
 		return true
+	}
+	if s, ok := a.(*control.Slice); ok {
+		return s.Alike(b.(*control.Slice))
 	}
 	c := b.DeepCopyObject().(control.Object)
 	c.SetResourceVersion(va)

@@ -103,55 +103,10 @@ func trimService(obj runtime.Object) control.Object {
 	return out
 }
 
-// yes and no are what conditions point to.
-var yes, no = true, false
-
-func flag(b *bool) *bool {
-	switch {
-	case b == nil:
-		return nil
-	case *b:
-		return &yes
-	}
-	return &no
-}
-
 // trimSlice keeps hostnames only where names are asked for.
 func trimSlice(obj runtime.Object, names bool) control.Object {
-	s := obj.(*discoveryv1.EndpointSlice)
-	out := &discoveryv1.EndpointSlice{ObjectMeta: meta(&s.ObjectMeta), AddressType: discoveryv1.AddressType(shared(string(s.AddressType)))}
-	out.Labels = some(s.Labels, discoveryv1.LabelServiceName)
-	out.Annotations = some(s.Annotations, corev1.EndpointsLastChangeTriggerTime)
-	for _, p := range s.Ports {
-		out.Ports = append(out.Ports, discoveryv1.EndpointPort{Name: p.Name, Protocol: p.Protocol, Port: p.Port})
+	if s, ok := obj.(*control.Slice); ok {
+		return s
 	}
-	out.Endpoints = make([]discoveryv1.Endpoint, 0, len(s.Endpoints))
-	nodes := map[string]*string{}
-	for i := range s.Endpoints {
-		in := &s.Endpoints[i]
-		e := discoveryv1.Endpoint{
-			Conditions: discoveryv1.EndpointConditions{Ready: flag(in.Conditions.Ready), Serving: flag(in.Conditions.Serving), Terminating: flag(in.Conditions.Terminating)},
-			Hints:      in.Hints,
-		}
-		if len(in.Addresses) > 0 {
-			e.Addresses = in.Addresses[:1:1] // the others mean nothing (discovery/v1)
-		}
-		if names {
-			e.Hostname = in.Hostname
-		}
-		if in.TargetRef != nil && in.TargetRef.UID != "" {
-			e.TargetRef = &corev1.ObjectReference{UID: in.TargetRef.UID}
-		}
-		if in.NodeName != nil {
-			at := nodes[*in.NodeName]
-			if at == nil {
-				name := shared(*in.NodeName)
-				at = &name
-				nodes[name] = at
-			}
-			e.NodeName = at
-		}
-		out.Endpoints = append(out.Endpoints, e)
-	}
-	return out
+	return control.NewSlice(obj.(*discoveryv1.EndpointSlice), names)
 }
