@@ -132,6 +132,7 @@ var importers = []struct {
 	{to: "vswitch/queuetest", why: "for tests"},
 	{to: "internal/wiretest", why: "for tests"},
 	{to: "internal/offload/offloadtest", why: "for tests"},
+	{to: "internal/lasting/lastingtest", why: "for tests"},
 	{to: "tunnel/netnstest", why: "for tests"},
 	{to: "control/kube/kubetest", why: "for tests"},
 }

@@ -2,33 +2,14 @@ package lasting
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/lasting/lastingtest"
 )
-
-// tmpfs is a directory on one. /dev/shm is there on every Linux with a C library.
-func tmpfs(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "vswitch-lasting")
-	if err != nil {
-		t.Skipf("no tmpfs that this user can write to: %v", err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func openFile(t *testing.T, path string, mode uint32) int {
-	t.Helper()
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, mode)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fd
-}
 
 func TestFilesThatAreUnsuitable(t *testing.T) {
 	for _, tt := range []struct {
@@ -40,12 +21,12 @@ func TestFilesThatAreUnsuitable(t *testing.T) {
 		is   error
 	}{
 		{"a file that is a disk's", func(t *testing.T) string { return t.TempDir() }, 0o600, 0, "tmpfs", ErrUnsuitable},
-		{"one that others can open", tmpfs, 0o644, 0, "this user alone", nil},
-		{"one that is not empty", tmpfs, 0o600, 5, "5 bytes", nil},
+		{"one that others can open", lastingtest.Tmpfs, 0o644, 0, "this user alone", nil},
+		{"one that is not empty", lastingtest.Tmpfs, 0o600, 5, "5 bytes", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(tt.dir(t), "memory")
-			fd := openFile(t, path, tt.mode)
+			fd := lastingtest.File(t, path, tt.mode)
 			defer unix.Close(fd)
 			if err := unix.Ftruncate(fd, tt.size); err != nil {
 				t.Fatal(err)
@@ -61,7 +42,7 @@ func TestFilesThatAreUnsuitable(t *testing.T) {
 // TestAFileWithoutRoomIsRefused asks for more than the tmpfs has left: half of what
 // any machine's has would be a page fault that kills, sooner or later.
 func TestAFileWithoutRoomIsRefused(t *testing.T) {
-	fd := openFile(t, filepath.Join(tmpfs(t), "memory"), 0o600)
+	fd := lastingtest.File(t, filepath.Join(lastingtest.Tmpfs(t), "memory"), 0o600)
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	var fs unix.Statfs_t

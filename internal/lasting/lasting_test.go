@@ -12,12 +12,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/lasting/lastingtest"
 )
 
 func TestMemoryIsFoundAgain(t *testing.T) {
 	const n = 1 << 20
 	page := os.Getpagesize()
-	path := filepath.Join(tmpfs(t), "memory")
+	path := filepath.Join(lastingtest.Tmpfs(t), "memory")
 	for _, tt := range []struct {
 		name  string
 		make  func() (*Memory, error)
@@ -28,8 +30,8 @@ func TestMemoryIsFoundAgain(t *testing.T) {
 			func(m *Memory) (int, error) { return unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0) },
 		},
 		{
-			"in a file", func() (*Memory, error) { return Create(openFile(t, path, 0o600), n) },
-			func(*Memory) (int, error) { return openFile(t, path, 0), nil },
+			"in a file", func() (*Memory, error) { return Create(lastingtest.File(t, path, 0o600), n) },
+			func(*Memory) (int, error) { return lastingtest.File(t, path, 0), nil },
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

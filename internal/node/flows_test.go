@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vswitch/internal/fdstore"
+	"vswitch/internal/lasting/lastingtest"
 	"vswitch/internal/wire"
 	"vswitch/vswitch"
 	"vswitch/vswitch/affinity"
@@ -72,11 +73,7 @@ func TestFlowsAreTakenOver(t *testing.T) {
 // makes way; what another process uses does not.
 func TestFlowsOutliveWhoKeepsDescriptors(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	dir, err := os.MkdirTemp("/dev/shm", "vswitch-node")
-	if err != nil {
-		t.Skipf("no tmpfs that this user can write to: %v", err)
-	}
-	defer os.RemoveAll(dir)
+	dir := lastingtest.Tmpfs(t)
 	path := fileOf(flowsName, dir+"/run", "0123456789abcdef")
 	cfg := flow.Config{Connections: 64}
 	tick, err := vswitch.TickNow()
@@ -124,11 +121,7 @@ func TestFlowsOutliveWhoKeepsDescriptors(t *testing.T) {
 // TestAffinityIsTakenOver from who keeps descriptors, and from a file.
 func TestAffinityIsTakenOver(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	dir, err := os.MkdirTemp("/dev/shm", "vswitch-node")
-	if err != nil {
-		t.Skipf("no tmpfs that this user can write to: %v", err)
-	}
-	defer os.RemoveAll(dir)
+	dir := lastingtest.Tmpfs(t)
 	client := &affinity.Client{Service: 1, Addr: wire.Addr{15: 1}}
 	for _, path := range []string{"", fileOf(affinityName, dir, "0123456789abcdef")} {
 		var kept fdstore.Memory

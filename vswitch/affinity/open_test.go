@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/lasting"
+	"vswitch/internal/lasting/lastingtest"
 )
 
 // handOver closes a memory and opens it as the next process does.
@@ -63,19 +64,8 @@ func TestClientsOutliveTheProcess(t *testing.T) {
 }
 
 func TestAMemoryInAFile(t *testing.T) {
-	dir, err := os.MkdirTemp("/dev/shm", "vswitch-affinity")
-	if err != nil {
-		t.Skipf("no tmpfs that this user can write to: %v", err)
-	}
-	defer os.RemoveAll(dir)
-	path, all := filepath.Join(dir, "affinity"), choice(64)
-	open := func() int {
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fd
-	}
+	path, all := filepath.Join(lastingtest.Tmpfs(t), "affinity"), choice(64)
+	open := func() int { return lastingtest.File(t, path, 0o600) }
 	m, err := Create(open())
 	if err != nil {
 		t.Fatal(err)

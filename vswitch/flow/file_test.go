@@ -5,38 +5,18 @@
 package flow
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"vswitch/internal/lasting/lastingtest"
 	"vswitch/internal/wire"
 )
 
-// tmpfs is a directory on one. /dev/shm is there on every Linux with a C library.
-func tmpfs(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "vswitch-flow")
-	if err != nil {
-		t.Skipf("no tmpfs that this user can write to: %v", err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func openFile(t *testing.T, path string, mode uint32) int {
-	t.Helper()
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, mode)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fd
-}
-
 func TestATableInAFileOutlivesWhoHasItOpen(t *testing.T) {
-	path := filepath.Join(tmpfs(t), "flows")
-	table, err := Create(openFile(t, path, 0o600), Config{})
+	path := filepath.Join(lastingtest.Tmpfs(t), "flows")
+	table, err := Create(lastingtest.File(t, path, 0o600), Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +27,7 @@ func TestATableInAFileOutlivesWhoHasItOpen(t *testing.T) {
 	if err := table.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, report, err := Open(openFile(t, path, 0), Config{}, 8)
+	again, report, err := Open(lastingtest.File(t, path, 0), Config{}, 8)
 	if err != nil || report.Kept != 1 || again.Len() != 1 {
 		t.Fatalf("%+v, %v; want the one connection", report, err)
 	}
