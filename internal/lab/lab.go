@@ -169,7 +169,7 @@ func (l *Lab) Close() error {
 	for i := len(spaces) - 1; i >= 0; i-- {
 		errs = append(errs, spaces[i].close())
 	}
-	errs = append(errs, os.RemoveAll(l.Dir), os.RemoveAll(runtimeDir(l.Suffix)))
+	errs = append(errs, removeGroups(l.Suffix), os.RemoveAll(l.Dir), os.RemoveAll(runtimeDir(l.Suffix)))
 	undeclare(l.Suffix, l.lock)
 	return errors.Join(errs...)
 }

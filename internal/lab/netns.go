@@ -260,7 +260,7 @@ func sweep() error {
 	return errors.Join(errs...)
 }
 
-// removeLeft removes the namespaces and files of a dead lab, its lock last.
+// removeLeft removes the namespaces, cgroups and files of a dead lab, its lock last.
 func removeLeft(suffix string) error {
 	err := error(nil)
 	for _, dir := range []string{namedDir, filepath.Join(labDir(suffix), "netns")} {
@@ -270,7 +270,7 @@ func removeLeft(suffix string) error {
 			err = errors.Join(err, unmount(ns))
 		}
 	}
-	if err = errors.Join(err, os.RemoveAll(labDir(suffix)), os.RemoveAll(runtimeDir(suffix))); err != nil {
+	if err = errors.Join(err, removeGroups(suffix), os.RemoveAll(labDir(suffix)), os.RemoveAll(runtimeDir(suffix))); err != nil {
 		return err
 	}
 	return os.Remove(lockPath(suffix))

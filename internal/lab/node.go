@@ -31,9 +31,10 @@ type Node struct {
 
 	daemon *Process
 	run    RunConfig
-	pods   int    // containers made so far: numbers their names
-	socket string // of its daemon; empty: in the lab's directory
-	store  uint16 // the port of its embedded store; 0: 2379
+	pods   int     // containers made so far: numbers their names
+	socket string  // of its daemon; empty: in the lab's directory
+	store  uint16  // the port of its embedded store; 0: 2379
+	system *System // that runs it; nil: none
 }
 
 // Underlay is the node's IPv4 address, or its IPv6 address where there is none.

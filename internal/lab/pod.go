@@ -111,6 +111,11 @@ func (n *Node) NewPod(spec PodSpec) (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n.system != nil {
+		if err := n.system.show(space); err != nil {
+			return nil, err
+		}
+	}
 	return &Pod{Namespace: space, Node: n, Spec: spec, ContainerID: n.lab.Suffix + role, list: list}, space.AllowPing()
 }
 

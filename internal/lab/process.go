@@ -32,6 +32,9 @@ type Command struct {
 	Files []*os.File
 	// Stdout and Stderr; nil: the process's log file.
 	Stdout, Stderr io.Writer
+
+	// cgroup makes the program the first process of a container that has this cgroup.
+	cgroup *os.File
 }
 
 // Process is a running program. It is the leader of its process group, and is
@@ -48,6 +51,7 @@ type Process struct {
 	done     chan struct{}
 	err      error // of Wait, valid once done is closed
 	stop     sync.Once
+	stopBy   syscall.Signal
 }
 
 // Start runs a command in the namespace and returns once it runs.
@@ -55,12 +59,19 @@ func (n *Namespace) Start(c Command) (*Process, error) {
 	if c.Name == "" {
 		c.Name = filepath.Base(c.Path)
 	}
-	p := &Process{Name: c.Name, lab: n.lab, done: make(chan struct{})}
+	p := &Process{Name: c.Name, lab: n.lab, done: make(chan struct{}), stopBy: syscall.SIGTERM}
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Env = append(os.Environ(), c.Env...)
 	p.cmd.ExtraFiles = c.Files
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if c.cgroup != nil {
+		a := p.cmd.SysProcAttr
+		a.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+		a.UseCgroupFD, a.CgroupFD = true, int(c.cgroup.Fd())
+		a.Unshareflags = unix.CLONE_NEWCGROUP // once it is in that
+		p.stopBy = syscall.SIGKILL            // all processes of the container end with the first
+	}
 	// A grandchild that holds the pipes must not keep Wait from returning.
 	p.cmd.WaitDelay = time.Second
 
@@ -196,7 +207,7 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-func (p *Process) requestStop() { p.stop.Do(func() { p.cmd.Process.Signal(syscall.SIGTERM) }) }
+func (p *Process) requestStop() { p.stop.Do(func() { p.cmd.Process.Signal(p.stopBy) }) }
 
 // killGroup kills the process and the children that stayed in its group.
 func (p *Process) killGroup() { unix.Kill(-p.Pid(), unix.SIGKILL) }
