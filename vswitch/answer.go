@@ -98,7 +98,7 @@ func (w *worker) answerND(in *port, f *frame.Frame, h *wire.Headers) drop.Reason
 		wire.Addr(b[h.L4Off+8:h.L4Off+24]) != gatewayAddr6 {
 		return drop.NotForUs
 	}
-	if !wire.EchoIntact(b, h) {
+	if !wire.ICMPIntact(b, h) {
 		return drop.BadChecksum
 	}
 	if !in.answers[w.id].allow(w.tick) {
@@ -137,7 +137,7 @@ func (w *worker) answerEcho(in *port, f *frame.Frame, h *wire.Headers) drop.Reas
 	if h.Fragment {
 		return drop.StrayFragment
 	}
-	if f.VNet.Flags&frame.NeedsCsum == 0 && !wire.EchoIntact(f.Bytes(), h) {
+	if f.VNet.Flags&frame.NeedsCsum == 0 && !wire.ICMPIntact(f.Bytes(), h) {
 		return drop.BadChecksum
 	}
 	wire.TurnEcho(f.Bytes(), h)

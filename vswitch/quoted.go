@@ -54,7 +54,7 @@ func (w *worker) forwardQuoting(in *port, f *frame.Frame, h *wire.Headers) drop.
 // forwardAboutFlow translates and sends an error whose flow is in w.hit.
 func (w *worker) forwardAboutFlow(in *port, f *frame.Frame, h *wire.Headers) drop.Reason {
 	if w.hit.Rewrite {
-		if f.VNet.Flags&frame.NeedsCsum == 0 && !wire.EchoIntact(f.Bytes(), h) {
+		if f.VNet.Flags&frame.NeedsCsum == 0 && !wire.ICMPIntact(f.Bytes(), h) {
 			return drop.BadChecksum // it is computed anew below
 		}
 		w.translateQuoted(f, h)

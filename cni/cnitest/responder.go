@@ -96,7 +96,7 @@ func (r *responder) run() {
 func answer(f *frame.Frame) bool {
 	var h wire.Headers
 	b := f.Bytes()
-	if f.Drop != drop.None || wire.Parse(b, &h) != drop.None || !h.IsEcho() || !wire.EchoIntact(b, &h) {
+	if f.Drop != drop.None || wire.Parse(b, &h) != drop.None || !h.IsEcho() || !wire.ICMPIntact(b, &h) {
 		return false
 	}
 	var mac [6]byte

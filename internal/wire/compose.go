@@ -169,8 +169,8 @@ func TurnARP(arp []byte, mac [6]byte) {
 	copy(arp[14:18], asked[:])
 }
 
-// EchoIntact reports whether the ICMP checksum of the packet in frame b is right.
-func EchoIntact(b []byte, h *Headers) bool {
+// ICMPIntact reports whether the ICMP checksum of the packet in frame b is right.
+func ICMPIntact(b []byte, h *Headers) bool {
 	l4 := b[h.L4Off:h.End]
 	var sum uint64
 	if h.V6 {

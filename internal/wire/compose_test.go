@@ -215,11 +215,11 @@ func TestTurnEcho(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, h := parsed(t, tt.b)
-			if EchoIntact(b, h) {
+			if ICMPIntact(b, h) {
 				t.Error("a zero checksum passed")
 			}
 			PutICMPChecksum(b, h)
-			if !EchoIntact(b, h) || slowTransport(b, h) != 0xffff {
+			if !ICMPIntact(b, h) || slowTransport(b, h) != 0xffff {
 				t.Fatal("PutICMPChecksum made a checksum that is wrong")
 			}
 			asked := *h
