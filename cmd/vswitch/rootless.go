@@ -67,8 +67,8 @@ func newRootlessRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG]...",
 		Short: "Run a command in user, mount and network namespaces with a network",
-		Long: `Run a command, a shell, a container engine or k3s say, in user, mount and network
-namespaces of its own. It is root there, and has an interface with addresses of both
+		Long: `Run a command, a shell say, or with --engine podman, containerd or dockerd, in user,
+mount and network namespaces of its own. It is root there, and has an interface with addresses of both
 families, name servers and a way out: what it connects to is reached from this
 user's own network, by ordinary sockets.
 

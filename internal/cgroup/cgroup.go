@@ -35,6 +35,10 @@ import (
 type Own struct {
 	was, top string
 	enabled  []string // controllers, by this
+
+	// Lacks are the controllers that the cgroup it was in has and can't hand down, since
+	// other processes are in it too.
+	Lacks []string
 }
 
 // New makes one, with a name by this process's id.
@@ -71,18 +75,20 @@ func (o *Own) inside() string  { return filepath.Join(o.top, "inside") }
 // Put moves a process in.
 func (o *Own) Put(pid int) error { return enter(o.inside(), pid) }
 
-// enable hands down what controllers can be. A controller that can't be is one that
-// other processes, or other kinds of cgroups, have.
+// enable hands down what controllers can be.
 func (o *Own) enable() {
 	have := words(filepath.Join(o.was, "cgroup.subtree_control"))
 	for _, c := range words(filepath.Join(o.was, "cgroup.controllers")) {
 		if !slices.Contains(have, c) {
 			if control(o.was, "+"+c) != nil {
+				o.Lacks = append(o.Lacks, c)
 				continue
 			}
 			o.enabled = append(o.enabled, c)
 		}
-		_ = control(o.top, "+"+c) // as above
+		if control(o.top, "+"+c) != nil {
+			o.Lacks = append(o.Lacks, c)
+		}
 	}
 }
 

@@ -157,13 +157,12 @@ func TestPodmanInANetworkOfItsOwn(t *testing.T) {
 	needInstalled(t, "podman", "crun", "conmon", "newuidmap", "iptables")
 	e := newEngineHost(t)
 	p := e.runs(`
-cd "$HOME"
-podman load --quiet --input image.tar
+podman load --quiet --input /opt/images/image.tar
 podman run --rm ` + engineImageName + ` wget -q -O - http://` + world.String() + `/
 echo
 podman run --detach --name web --publish 8080:80 ` + engineImageName + ` sh -c 'mkdir /w; echo web >/w/index.html; echo serving; exec httpd -f -v -p 80 -h /w 2>&1'
 exec podman logs --follow web
-`)
+`, "--bind", e.home+":/opt/images")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, err := p.WaitLog(ctx, regexp.MustCompile(`^world$`)); err != nil {

@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -117,9 +118,12 @@ func ownCgroup(cfg *Config) (cg *cgroup.Own, giveBack func()) {
 	}
 	cg, err := cgroup.New()
 	if err != nil {
-		cfg.Log.Warn("containers have no cgroups, and so no limits; "+
-			"`systemd-run --user --scope -p Delegate=yes vswitch rootless run ...` gives them some", "why", err)
+		cfg.Log.Warn("containers have no cgroups, and so no limits; "+session+" gives them some", "why", err)
 		return nil, func() {}
+	}
+	if len(cg.Lacks) > 0 {
+		cfg.Log.Warn("containers have no such limits, since other processes are in this one's cgroup; "+session+" has one of its own",
+			"limits", strings.Join(cg.Lacks, " "))
 	}
 	return cg, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), cgroupPatience)
@@ -129,6 +133,9 @@ func ownCgroup(cfg *Config) (cg *cgroup.Own, giveBack func()) {
 		}
 	}
 }
+
+// session is what gives a process a cgroup that it may divide.
+const session = "systemd-run --user --scope -p Delegate=yes vswitch rootless run ..."
 
 // cgroupPatience is for processes that have been killed to be gone.
 const cgroupPatience = 2 * time.Second
