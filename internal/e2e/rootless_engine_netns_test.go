@@ -158,9 +158,9 @@ func TestPodmanInANetworkOfItsOwn(t *testing.T) {
 	e := newEngineHost(t)
 	p := e.runs(`
 podman load --quiet --input /opt/images/image.tar
-podman run --rm ` + engineImageName + ` wget -q -O - http://` + world.String() + `/
+podman run --rm `+engineImageName+` wget -q -O - http://`+world.String()+`/
 echo
-podman run --detach --name web --publish 8080:80 ` + engineImageName + ` sh -c 'mkdir /w; echo web >/w/index.html; echo serving; exec httpd -f -v -p 80 -h /w 2>&1'
+podman run --detach --name web --publish 8080:80 `+engineImageName+` sh -c 'mkdir /w; echo web >/w/index.html; echo serving; exec httpd -f -v -p 80 -h /w 2>&1'
 exec podman logs --follow web
 `, "--bind", e.home+":/opt/images")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
