@@ -7,11 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"vswitch/internal/lab"
-	"vswitch/internal/lab/labtest"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"vswitch/internal/lab"
+	"vswitch/internal/lab/labtest"
 )
 
 // kubectl on the control plane's machine drives the cluster as users know it.
