@@ -163,20 +163,25 @@ func strictUnmarshal(doc []byte, into any) error {
 }
 
 // Encode is the stored form of o: its JSON, with kind and apiVersion.
-func Encode(o Object) ([]byte, error) {
+func Encode(o Object) ([]byte, error) { return AppendEncoded(nil, o) }
+
+// AppendEncoded appends the stored form of o.
+func AppendEncoded(b []byte, o Object) ([]byte, error) {
+	if s, ok := o.(*Slice); ok {
+		return s.appendJSON(b)
+	}
 	kind := KindOf(o)
 	js, err := json.Marshal(o)
 	if err != nil {
-		return nil, fmt.Errorf("control: encode %s: %w", KeyOf(o), err)
+		return b, fmt.Errorf("control: encode %s: %w", KeyOf(o), err)
 	}
-	if o.GetObjectKind().GroupVersionKind().Kind != "" {
-		return js, nil
+	if o.GetObjectKind().GroupVersionKind().Kind == "" {
+		b = fmt.Appendf(b, `{"kind":%q,"apiVersion":%q`, kind.String(), kind.APIVersion())
+		if js = js[1:]; len(js) > 1 {
+			b = append(b, ',')
+		}
 	}
-	head := fmt.Sprintf(`{"kind":%q,"apiVersion":%q`, kind.String(), kind.APIVersion())
-	if len(js) > 2 {
-		head += ","
-	}
-	return append([]byte(head), js[1:]...), nil
+	return append(b, js...), nil
 }
 
 // DecodeStored reads what Encode wrote, of a kind that is known from where it was

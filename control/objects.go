@@ -214,12 +214,19 @@ type kept struct {
 	pod *podRecord // of a pod
 }
 
+// object is the object in Kubernetes' own types.
 func (k kept) object() Object {
+	o := k.stored()
+	if s, ok := o.(*Slice); ok {
+		return s.Object()
+	}
+	return o
+}
+
+// stored is the object as Encode takes it; nil of none.
+func (k kept) stored() Object {
 	if k.pod != nil {
 		return k.pod.object()
-	}
-	if s, ok := k.obj.(*Slice); ok {
-		return s.Object()
 	}
 	return k.obj
 }

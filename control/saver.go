@@ -73,7 +73,7 @@ func (u *unsaved) apply(all map[Key]kept) map[Key]kept {
 func (u *unsaved) changes() iter.Seq2[Key, Object] {
 	return func(yield func(Key, Object) bool) {
 		for _, k := range slices.SortedFunc(maps.Keys(u.changed), Key.compare) {
-			if !yield(k, u.changed[k].object()) {
+			if !yield(k, u.changed[k].stored()) {
 				return
 			}
 		}
@@ -139,7 +139,7 @@ func (s *saver) save(u unsaved, all map[Key]kept) error {
 func ordered(all map[Key]kept) iter.Seq[Object] {
 	return func(yield func(Object) bool) {
 		for _, k := range slices.SortedFunc(maps.Keys(all), Key.compare) {
-			if !yield(all[k].object()) {
+			if !yield(all[k].stored()) {
 				return
 			}
 		}

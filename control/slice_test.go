@@ -113,6 +113,34 @@ func TestASliceIsWhatItCameFrom(t *testing.T) {
 
 func version(o Object) string { return o.GetResourceVersion() }
 
+// What is stored is what the API's own encoding says.
+func TestAStoredSliceIsReadAsItWas(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		is := drawSlice(t)
+		if rapid.Bool().Draw(t, "any name") {
+			is.Name = rapid.String().Draw(t, "text")
+		}
+		kept := NewSlice(is, true)
+		read := func(o Object) *Slice {
+			js, err := Encode(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := DecodeStored(KindEndpointSlice, js)
+			if err != nil {
+				t.Fatalf("%s: %v", js, err)
+			}
+			if got.GetObjectKind().GroupVersionKind().Kind != "EndpointSlice" || got.GetResourceVersion() != is.ResourceVersion {
+				t.Fatalf("%s", js)
+			}
+			return NewSlice(got.(*discoveryv1.EndpointSlice), true)
+		}
+		if got, want := read(kept), read(kept.Object()); !got.Alike(want) {
+			t.Fatalf("%+v, want %+v", got, want)
+		}
+	})
+}
+
 func TestSlicesAreAlikeThatSayTheSame(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := drawSlice(t), drawSlice(t)

@@ -66,12 +66,13 @@ func (s *Snapshot) Replace(objs iter.Seq[control.Object]) error {
 	bytes := 0
 	sum, err := s.file.WriteFrom(func(w io.Writer) error {
 		before := "["
+		var r []byte
 		for o := range objs {
-			r, err := encode(o)
-			if err != nil {
+			var err error
+			if r, err = appendRecord(append(r[:0], before...), o); err != nil {
 				return err
 			}
-			n, err := fmt.Fprintf(w, "%s%s", before, r)
+			n, err := w.Write(r)
 			if err != nil {
 				return err
 			}
@@ -96,13 +97,11 @@ func (s *Snapshot) Replace(objs iter.Seq[control.Object]) error {
 	return nil
 }
 
-// encode makes an object's record by hand: marshalling it would copy the object again.
-func encode(o control.Object) ([]byte, error) {
-	js, err := control.Encode(o)
-	if err != nil {
-		return nil, err
-	}
-	return fmt.Appendf(nil, `{"kind":%q,"object":%s}`, control.KindOf(o), js), nil
+// appendRecord makes an object's record by hand: marshalling it would copy the object
+// again.
+func appendRecord(b []byte, o control.Object) ([]byte, error) {
+	b, err := control.AppendEncoded(fmt.Appendf(b, `{"kind":%q,"object":`, control.KindOf(o)), o)
+	return append(b, '}'), err
 }
 
 // Append keeps what changed: an object is as given, or, if nil, was deleted. After an
@@ -113,17 +112,17 @@ func (s *Snapshot) Append(changes iter.Seq2[control.Key, control.Object]) error 
 		if len(batch) > 1 {
 			batch = append(batch, ',')
 		}
-		var r []byte
 		var err error
 		if o != nil {
-			r, err = encode(o)
+			batch, err = appendRecord(batch, o)
 		} else {
+			var r []byte
 			r, err = json.Marshal(record{Kind: k.Kind.String(), Deleted: &deleted{k.Scope, k.Name}})
+			batch = append(batch, r...)
 		}
 		if err != nil {
 			return fmt.Errorf("snapshot: %w", err)
 		}
-		batch = append(batch, r...)
 	}
 	n, err := s.journal.Append(append(batch, ']'))
 	if err != nil {
