@@ -11,8 +11,8 @@ import (
 )
 
 // appendJSON appends the EndpointSlice as JSON. It is written by hand, as the last good
-// objects of a large cluster are mostly slices: by way of Object and encoding/json
-// 150,000 endpoints take half a second and leave some 400 MB of garbage.
+// objects of a large cluster are mostly slices: encoding/json takes twice as long for
+// them, and leaves 32 MB of garbage for 150,000 endpoints (BenchmarkReplace).
 func (s *Slice) appendJSON(b []byte) ([]byte, error) {
 	w := jsonWriter(b)
 	w.open("", '{')

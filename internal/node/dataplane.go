@@ -36,12 +36,12 @@ type dataplane struct {
 
 	mu       sync.Mutex // guards all below
 	members  map[control.TunnelKey]*peer
-	ids      map[uint32]bool         // of members
-	ports    map[uint16]int          // by how many members' a tunnel port is used
-	together bool                    // facts are published later
-	prefixes map[netip.Prefix]uint32 // by whom each is routed now
-	hosts    map[netip.Addr]int      // how many nodes have an underlay address, this one among them
-	vips     map[netip.Addr]int      // how many service ports have an outside address
+	ids      map[uint32]control.TunnelKey // members' keys
+	ports    map[uint16]int               // by how many members' a tunnel port is used
+	together bool                         // facts are published later
+	prefixes map[netip.Prefix]uint32      // by whom each is routed now
+	hosts    map[netip.Addr]int           // how many nodes have an underlay address, this one among them
+	vips     map[netip.Addr]int           // how many service ports have an outside address
 	services map[control.ServiceKey]control.Service
 }
 
@@ -80,7 +80,7 @@ type switcher interface {
 func newDataplane(node string, underlays []netip.Addr, f *fib.Table, flows *flow.Table, t tunnelPeers) *dataplane {
 	d := &dataplane{
 		node: node, fib: f, flows: flows, tunnel: t,
-		members: map[control.TunnelKey]*peer{}, ids: map[uint32]bool{}, ports: map[uint16]int{}, prefixes: map[netip.Prefix]uint32{},
+		members: map[control.TunnelKey]*peer{}, ids: map[uint32]control.TunnelKey{}, ports: map[uint16]int{}, prefixes: map[netip.Prefix]uint32{},
 		hosts: map[netip.Addr]int{}, vips: map[netip.Addr]int{}, services: map[control.ServiceKey]control.Service{},
 	}
 	for _, a := range underlays {
@@ -132,7 +132,7 @@ func (d *dataplane) PutTunnel(t control.Tunnel) error {
 		return err
 	}
 	d.members[t.TunnelKey] = p
-	d.ids[p.id] = true
+	d.ids[p.id] = t.TunnelKey
 	d.usePorts(t.Ports, 1)
 	d.host(t.Underlay)
 	for _, prefix := range t.Prefixes {
@@ -154,10 +154,12 @@ func (d *dataplane) PutTunnel(t control.Tunnel) error {
 func (d *dataplane) newID(k control.TunnelKey) uint32 {
 	sum := sha256.Sum256([]byte(k.String()))
 	id := binary.BigEndian.Uint32(sum[:]) & fib.MaxIndex
-	for id == 0 || d.ids[id] {
+	for {
+		if _, taken := d.ids[id]; id != 0 && !taken {
+			return id
+		}
 		id = (id + 1) & fib.MaxIndex
 	}
-	return id
 }
 
 // usePorts counts a member's tunnel ports, or discounts them.
@@ -460,10 +462,5 @@ func (d *dataplane) peersByTrains() map[string]int {
 func (d *dataplane) nodeOf(id uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for k, p := range d.members {
-		if p.id == id {
-			return k.Node
-		}
-	}
-	return ""
+	return d.ids[id].Node
 }

@@ -35,7 +35,7 @@ func TestMemberIDsThatCollide(t *testing.T) {
 	b := newBench(t)
 	first := tunnel("b", "192.0.2.2")
 	other := &peer{id: b.newID(first.TunnelKey), Tunnel: tunnel("squatter", "192.0.2.9")}
-	b.members[other.TunnelKey], b.ids[other.id] = other, true
+	b.members[other.TunnelKey], b.ids[other.id] = other, other.TunnelKey
 	b.put(t, first)
 	if got := b.members[first.TunnelKey].id; got == other.id || got == 0 {
 		t.Errorf("id %d beside %d", got, other.id)

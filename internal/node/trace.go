@@ -201,8 +201,10 @@ func (s *story) tellFlow() {
 
 // tellRoute says what the FIB has for an address.
 func (s *story) tellRoute(dst wire.Addr) {
-	hop := s.fib.Lookup(&dst)
-	prefix := s.prefixOf(dst.Netip(), hop)
+	prefix, hop := s.fib.Route(&dst)
+	if !prefix.IsValid() {
+		prefix = netip.PrefixFrom(dst.Netip(), 0).Masked()
+	}
 	object, text := "", ""
 	switch hop.Kind {
 	case fib.Port:
@@ -225,17 +227,6 @@ func (s *story) tellRoute(dst wire.Addr) {
 		text = "no route"
 	}
 	s.step("route", object, "%v is in %v: %s", dst, prefix, text)
-}
-
-// prefixOf is the route that gives hop for an address: the longest that contains it.
-func (s *story) prefixOf(a netip.Addr, hop fib.NextHop) netip.Prefix {
-	best := netip.PrefixFrom(a, 0).Masked()
-	for p, h := range s.fib.All() {
-		if h == hop && p.Contains(a) && p.Bits() > best.Bits() {
-			best = p
-		}
-	}
-	return best
 }
 
 // tellService says which service the first packet of a connection was for, and
@@ -387,10 +378,8 @@ func podName(a *attach.Attachment) string { return a.Pod.Namespace + "/" + a.Pod
 func (d *dataplane) underlayOf(id uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, p := range d.members {
-		if p.id == id {
-			return p.Underlay.String()
-		}
+	if p := d.members[d.ids[id]]; p != nil {
+		return p.Underlay.String()
 	}
 	return "a member that has gone"
 }

@@ -14,14 +14,13 @@ import (
 // twin is the table as thirty plain lines would have it.
 type twin map[netip.Prefix]NextHop
 
-func (w twin) lookup(a netip.Addr) NextHop {
-	best, hop := -1, NextHop{}
+func (w twin) route(a netip.Addr) (best netip.Prefix, hop NextHop) {
 	for p, nh := range w {
-		if p.Contains(a) && p.Bits() > best {
-			best, hop = p.Bits(), nh
+		if p.Contains(a) && (!best.IsValid() || p.Bits() > best.Bits()) {
+			best, hop = p, nh
 		}
 	}
-	return hop
+	return best, hop
 }
 
 func lookup(t *Table, a netip.Addr) NextHop {
@@ -73,8 +72,13 @@ func TestTableEqualsItsTwinUnderRandomChanges(t *testing.T) {
 				}
 			}
 			b := randomAddr(r)
-			if got := lookup(table, b); got != want.lookup(b) {
-				t.Fatalf("seed %d step %d: Lookup(%v) = %v, want %v", seed, step, b, got, want.lookup(b))
+			prefix, hop := want.route(b)
+			if got := lookup(table, b); got != hop {
+				t.Fatalf("seed %d step %d: Lookup(%v) = %v, want %v", seed, step, b, got, hop)
+			}
+			at := wire.AddrFrom(b)
+			if p, got := table.Route(&at); p != prefix || got != hop {
+				t.Fatalf("seed %d step %d: Route(%v) = %v by %v, want %v by %v", seed, step, b, got, p, hop, prefix)
 			}
 			if step%1000 == 0 {
 				if got := maps.Collect(table.All()); !maps.Equal(got, want) {
