@@ -405,20 +405,29 @@ func addressAnswer(query []byte, a [4]byte) []byte {
 
 func TestRootlessPassesOnHowTheCommandEnds(t *testing.T) {
 	h := newUserHost(t, "")
+	t.Run("which is this process then", func(t *testing.T) { h.passesOn(t) })
+	t.Run("whose init passes it on", func(t *testing.T) { h.passesOn(t, "--engine") })
+}
+
+// passesOn wants the command's end to be vswitch's, started with flags.
+func (h *userHost) passesOn(t *testing.T, flags ...string) {
+	runs := func(command ...string) lab.Command { return h.runs(slices.Concat(flags, command)...) }
 	for _, tt := range []struct {
 		name    string
 		command []string
 		code    int
 		says    string
 	}{
-		{"well", []string{"true"}, 0, ""},
-		{"with a code", []string{"sh", "-c", "exit 7"}, 7, ""},
-		{"by a signal", []string{"sh", "-c", "kill -9 $$"}, 128 + 9, ""},
-		{"before it began", []string{"/nonexistent"}, 127, "vswitch: /nonexistent: no such command"},
-		{"since it is no program", []string{"/etc/passwd"}, 126, "permission denied"},
+		{"well", []string{"--", "true"}, 0, ""},
+		{"with a code", []string{"--", "sh", "-c", "exit 7"}, 7, ""},
+		{"by a signal", []string{"--", "sh", "-c", "kill -9 $$"}, 128 + 9, ""},
+		{"before it began", []string{"--", "/nonexistent"}, 127, "vswitch: /nonexistent: no such command"},
+		{"since it is no program", []string{"--", "/etc/passwd"}, 126, "permission denied"},
+		{"since what it is to see is absent", []string{"--bind", "/nonexistent:/opt", "--", "true"}, 125, "vswitch: --bind: open_tree /nonexistent: no such file"},
+		{"since what it is to write is no directory", []string{"--copy-up", "/etc/passwd", "--", "true"}, 125, "copy up /etc/passwd: want a directory"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := h.node.Exec(t.Context(), h.runs(append([]string{"--"}, tt.command...)...))
+			_, err := h.node.Exec(t.Context(), runs(tt.command...))
 			code := 0
 			var exit *exec.ExitError
 			if errors.As(err, &exit) {
@@ -432,7 +441,7 @@ func TestRootlessPassesOnHowTheCommandEnds(t *testing.T) {
 		})
 	}
 	t.Run("after a signal to vswitch", func(t *testing.T) {
-		c := h.runs("--", "sh", "-c", "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+		c := runs("--", "sh", "-c", "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.05; done")
 		p, err := h.node.Start(c)
 		if err != nil {
 			t.Fatal(err)

@@ -199,7 +199,7 @@ func runHelper(program string, pid int, ranges []Range) error {
 	}
 	out, err := exec.Command(program, args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s; it must be setuid root, and grant what /etc/subuid and /etc/subgid say", program, err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s: %w: %s; it must be setuid root, know this user (/etc/passwd), and grant what /etc/subuid and /etc/subgid say; vswitch rootless run --one-id does without", program, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

@@ -64,26 +64,25 @@ func Dirs(dirs []string) error {
 	var done []string
 	for _, d := range dirs {
 		d = filepath.Clean(d)
-		if slices.ContainsFunc(done, func(p string) bool { return d == p || strings.HasPrefix(d, p+"/") }) {
-			if err := os.MkdirAll(d, 0o755); err != nil {
-				return fmt.Errorf("copy up: %w", err)
-			}
-			continue
-		}
+		below := slices.ContainsFunc(done, func(p string) bool { return d == p || strings.HasPrefix(d, p+"/") })
 		st, err := os.Stat(d)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil && !st.IsDir() {
-			err = fmt.Errorf("%s: want a directory", d)
-		}
-		if err == nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = nil
+			if below {
+				err = os.MkdirAll(d, 0o755)
+			}
+		case err != nil:
+		case !st.IsDir():
+			err = errors.New("want a directory")
+		case below && unix.Access(d, unix.W_OK) == nil: // with the one around it
+		default:
 			err = up(d, st.Mode())
+			done = append(done, d)
 		}
 		if err != nil {
 			return fmt.Errorf("copy up %s: %w", d, err)
 		}
-		done = append(done, d)
 	}
 	return nil
 }

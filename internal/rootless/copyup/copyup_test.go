@@ -66,7 +66,7 @@ func TestWhatIsCopiedUpCanBeWritten(t *testing.T) {
 	dir := namespaced(t, func(dir string) error {
 		err := write(dir, map[string]string{
 			"etc/small": "as it was", "etc/large": large, "etc/cni/net.d/lock": "", "etc/secret": "",
-			"etc/a/b/c/deep": "", "etc/private/key": "", "etc/open/file": "",
+			"etc/a/b/c/deep": "", "etc/a/b/c/d/e": "", "etc/private/key": "", "etc/open/file": "",
 		})
 		many := map[string]string{}
 		for i := range crowd + 1 {
@@ -83,7 +83,7 @@ func TestWhatIsCopiedUpCanBeWritten(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(etc, "new"), nil, 0o644); !errors.Is(err, os.ErrPermission) {
 		t.Fatalf("it can be written without: %v", err)
 	}
-	if err := Dirs([]string{filepath.Join(etc, "missing/one"), etc, filepath.Join(dir, "absent")}); err != nil {
+	if err := Dirs([]string{filepath.Join(etc, "missing/one"), etc, filepath.Join(etc, "a/b/c/d"), filepath.Join(etc, "a"), filepath.Join(dir, "absent")}); err != nil {
 		t.Fatal(err)
 	}
 	read := func(name string) string {
@@ -93,7 +93,7 @@ func TestWhatIsCopiedUpCanBeWritten(t *testing.T) {
 		}
 		return string(text)
 	}
-	for _, name := range []string{"new", "small", "cni/net.d/lock", "cni/net.d/other", "a/b/c/new", "missing/one/file", "open/new", "secret"} {
+	for _, name := range []string{"new", "small", "cni/net.d/lock", "cni/net.d/other", "a/b/c/new", "missing/one/file", "open/new", "secret", "a/b/c/d/new"} {
 		if err := os.WriteFile(filepath.Join(etc, name), []byte("written"), 0o644); err != nil {
 			t.Errorf("write %s: %v", name, err)
 		} else if got := read(name); got != "written" {
@@ -101,7 +101,7 @@ func TestWhatIsCopiedUpCanBeWritten(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"large": large, "crowd/1": "", "a/b/c/deep": "", ".host/small": "as it was", ".host/cni/net.d/lock": "", ".host/open/new": "written",
+		"large": large, "crowd/1": "", "a/b/c/deep": "", "a/b/c/d/e": "", ".host/small": "as it was", ".host/cni/net.d/lock": "", ".host/open/new": "written",
 	} {
 		if got := read(name); got != want {
 			t.Errorf("%s: %.40q, want %.40q", name, got, want)
