@@ -7,6 +7,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vswitch/control/api"
 	"vswitch/internal/netif"
@@ -28,38 +29,40 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 		return netnsError(args.Netns, err)
 	}
 	defer ns.Close()
-	if err := checkNameFree(ns, args.IfName); err != nil {
-		return err
-	}
-	job := &addition{conf: c, attachment: a, netns: ns}
+	job := &addition{conf: c, attachment: a}
 	defer job.close()
-	return p.run([]step{
-		{name: "bury", do: job.bury},
-		{name: "lease", do: job.lease, undo: job.release},
-		{name: "loopback", do: job.loopback},
-		{name: "tap", do: job.create, undo: job.destroy},
-		{name: "configure", do: job.configure},
-		{name: "queues", do: job.sendQueues},
-		{name: "result", do: job.print},
+	// All in one thread, which is inside from the first step to the last: the daemon's
+	// sockets are files, and reached from every namespace.
+	return ns.Run(func() error {
+		if err := checkNameFree(args.IfName); err != nil {
+			return err
+		}
+		return p.run([]step{
+			{name: "bury", do: job.bury},
+			{name: "lease", do: job.lease, undo: job.release},
+			{name: "loopback", do: job.loopback},
+			{name: "tap", do: job.create, undo: job.destroy},
+			{name: "configure", do: job.configure},
+			{name: "queues", do: job.sendQueues},
+			{name: "addresses", do: job.awaitAddresses},
+			{name: "result", do: job.print},
+		})
 	})
 }
 
 // checkNameFree refuses a name that is taken, before anything is leased.
-func checkNameFree(ns *netif.Namespace, ifname string) error {
-	return ns.Do(func(h *netlink.Handle) error {
-		exists, err := netif.Exists(h, ifname)
-		if exists {
-			return envError("CNI_IFNAME", ifname, "the pod has an interface of this name already")
-		}
-		return err
-	})
+func checkNameFree(ifname string) error {
+	exists, err := netif.Exists(ifname)
+	if exists {
+		return envError("CNI_IFNAME", ifname, "the pod has an interface of this name already")
+	}
+	return err
 }
 
 // addition is an ADD in progress.
 type addition struct {
 	conf       *conf
 	attachment *attachment
-	netns      *netif.Namespace
 
 	token string
 	dns   api.Resolver // as the daemon has it; empty: nobody answers there
@@ -111,24 +114,26 @@ func (j *addition) lease() error {
 
 func (j *addition) release() error { return release(j.conf.Socket, j.attachment.key) }
 
-func (j *addition) loopback() error { return j.netns.Do(raiseLoopback) }
+func (j *addition) loopback() error { return raiseLoopback() }
 
-func (j *addition) create() error {
-	return j.netns.Do(func(*netlink.Handle) (err error) {
-		j.dev, err = tap.Create(tap.Config{
-			Name:       j.spec.Name,
-			Queues:     j.spec.Queues,
-			Persistent: true,
-			Plain:      j.spec.Plain || j.conf.Plain,
-		})
-		return err
+func (j *addition) create() (err error) {
+	j.dev, err = tap.Create(tap.Config{
+		Name:       j.spec.Name,
+		Queues:     j.spec.Queues,
+		Persistent: true,
+		Plain:      j.spec.Plain || j.conf.Plain,
 	})
+	return err
 }
 
 // destroy removes the TAP. Its queues may be the daemon's already, so closing
 // them would not do.
 func (j *addition) destroy() error {
-	err := j.netns.Do(func(h *netlink.Handle) error { return netif.RemoveTAP(h, j.spec.Name, nil) })
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err == nil {
+		defer h.Close()
+		err = netif.RemoveTAP(h, j.spec.Name, nil)
+	}
 	if err == nil {
 		return nil
 	}
@@ -136,12 +141,10 @@ func (j *addition) destroy() error {
 }
 
 func (j *addition) configure() error {
-	return j.netns.Do(func(h *netlink.Handle) error {
-		if err := netif.Configure(h, j.spec); err != nil {
-			return fmt.Errorf("interface %s: %w", j.spec.Name, err)
-		}
-		return nil
-	})
+	if err := netif.Configure(j.spec); err != nil {
+		return fmt.Errorf("interface %s: %w", j.spec.Name, err)
+	}
+	return nil
 }
 
 func (j *addition) sendQueues() error {
@@ -150,6 +153,9 @@ func (j *addition) sendQueues() error {
 	}
 	return nil
 }
+
+// awaitAddresses comes last: meanwhile the kernel has had the time that it takes.
+func (j *addition) awaitAddresses() error { return netif.AwaitAddresses(j.spec) }
 
 func (j *addition) print() error {
 	err := types.PrintResult(resultOf(j.conf, j.attachment.netns, j.spec, j.dns), j.conf.CNIVersion)

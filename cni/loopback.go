@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vswitch/internal/netif"
@@ -15,19 +14,15 @@ const loopback = "lo"
 
 // raiseLoopback brings lo up and makes sure that both its addresses work:
 // containers of a pod talk to each other there.
-func raiseLoopback(h *netlink.Handle) error {
-	link, err := h.LinkByName(loopback)
-	if err != nil {
-		return fmt.Errorf("look up: %w", err)
-	}
+func raiseLoopback() error {
 	six := netif.HasIPv6(loopback)
 	if six { // before it is up: the kernel gives it ::1 on the way
 		if err := netif.SetSysctl(netif.IPv6Sysctl(loopback, "disable_ipv6"), "0"); err != nil {
 			return err
 		}
 	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set up: %w", err)
+	if err := netif.SetUp(loopback); err != nil {
+		return err
 	}
 	return checkLoopback(six)
 }

@@ -5,9 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
-	"os"
-	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/unixcall"
 )
 
 // Client calls the daemon that listens on a socket, over a connection for each call. Safe
@@ -61,14 +62,11 @@ func call[Reply any](ctx context.Context, socket, method string, request any) (*
 	if err := CheckSocketPath(socket); err != nil {
 		return nil, err
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
+	conn, err := unixcall.Dial(ctx, unix.SOCK_STREAM, socket)
 	if err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 
 	body := append(make([]byte, prefixBytes), marshal(request)...)
 	binary.BigEndian.PutUint32(body[1:], uint32(len(body)-prefixBytes))
@@ -86,7 +84,7 @@ func call[Reply any](ctx context.Context, socket, method string, request any) (*
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return nil, err
 	}
-	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+	if ctx.Err() != nil {
 		return nil, &Error{Code: DeadlineExceeded, Cause: context.Cause(ctx)}
 	}
 	return nil, &Error{Code: Unavailable, Cause: err}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 
 	"golang.org/x/net/http2/hpack"
 )
@@ -60,7 +59,7 @@ const (
 )
 
 type exchange struct {
-	conn net.Conn
+	conn io.ReadWriter
 	in   *bufio.Reader
 	hp   *hpack.Decoder
 	answer
@@ -71,7 +70,7 @@ type exchange struct {
 	connWindow, window, firstWindow int64
 }
 
-func newExchange(conn net.Conn) *exchange {
+func newExchange(conn io.ReadWriter) *exchange {
 	x := &exchange{
 		conn: conn, in: bufio.NewReader(conn), answer: answer{headers: map[string]string{}},
 		connWindow: initialWindow, window: initialWindow, firstWindow: initialWindow,

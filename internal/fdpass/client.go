@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"time"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"vswitch/internal/unixcall"
 )
 
 // Send passes m and fds to the server at path and waits for its answer, at most
@@ -28,23 +31,21 @@ func send(ctx context.Context, path string, m Message, fds []int) error {
 	if err != nil {
 		return err
 	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unixpacket", path)
+	if err := checkPacket(text, fds); err != nil {
+		return err
+	}
+	conn, err := unixcall.Dial(ctx, unix.SOCK_SEQPACKET, path)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	conn := c.(*net.UnixConn)
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	if err := WritePacket(conn, text, fds); err != nil {
+	defer conn.Close()
+	if err := conn.WritePacket(text, fds); err != nil {
 		return err
 	}
 	return readReply(conn)
 }
 
-func readReply(conn *net.UnixConn) error {
+func readReply(conn io.Reader) error {
 	buf := make([]byte, MaxMessageBytes)
 	n, err := conn.Read(buf)
 	if err != nil {

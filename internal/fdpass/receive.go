@@ -58,11 +58,8 @@ func ReadPacket(conn *net.UnixConn) (text []byte, fds []int, err error) {
 
 // WritePacket sends one packet with duplicates of fds beside it.
 func WritePacket(conn *net.UnixConn, text []byte, fds []int) error {
-	if len(text) > MaxMessageBytes {
-		return fmt.Errorf("message of %d bytes, at most %d", len(text), MaxMessageBytes)
-	}
-	if len(fds) > MaxFDs {
-		return fmt.Errorf("%d descriptors, at most %d", len(fds), MaxFDs)
+	if err := checkPacket(text, fds); err != nil {
+		return err
 	}
 	var rights []byte
 	if len(fds) > 0 {
@@ -70,6 +67,17 @@ func WritePacket(conn *net.UnixConn, text []byte, fds []int) error {
 	}
 	_, _, err := conn.WriteMsgUnix(text, rights, nil)
 	return err
+}
+
+// checkPacket refuses what a receiver would.
+func checkPacket(text []byte, fds []int) error {
+	if len(text) > MaxMessageBytes {
+		return fmt.Errorf("message of %d bytes, at most %d", len(text), MaxMessageBytes)
+	}
+	if len(fds) > MaxFDs {
+		return fmt.Errorf("%d descriptors, at most %d", len(fds), MaxFDs)
+	}
+	return nil
 }
 
 // parseRights collects the descriptors of every SCM_RIGHTS item, so that none is

@@ -260,7 +260,10 @@ func (h *host) make(spec *netif.Spec, token string) error {
 		if err := nl.LinkSetAlias(link, alias); err != nil {
 			return err
 		}
-		return netif.Configure(nl, spec)
+		if err := netif.Configure(spec); err != nil {
+			return err
+		}
+		return netif.AwaitAddresses(spec)
 	})
 	if dev == nil {
 		return fmt.Errorf("interface %s: %w", h.Name, err)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -21,64 +20,50 @@ import (
 // the port to the leased addresses, so all it could send from there (duplicate
 // detection, router solicitations) would be dropped and counted.
 
-// Configure brings an interface that is down into the state of s and up.
-func Configure(h *netlink.Handle, s *Spec) error {
-	link, err := h.LinkByName(s.Name)
+// Configure brings an interface that is down into the state of s and up. The kernel takes
+// packets for its addresses from a moment later on, which AwaitAddresses waits for.
+func Configure(s *Spec) error {
+	index, err := indexOf(s.Name)
 	if err != nil {
-		return fmt.Errorf("look up: %w", err)
-	}
-	if err := h.LinkSetHardwareAddr(link, s.MAC); err != nil {
-		return fmt.Errorf("set MAC %s: %w", s.MAC, err)
-	}
-	if err := h.LinkSetMTU(link, s.MTUBytes); err != nil {
-		return fmt.Errorf("set MTU %d: %w", s.MTUBytes, err)
-	}
-	if s.GSOMaxBytes != 0 {
-		if err := h.LinkSetGSOMaxSize(link, s.GSOMaxBytes); err != nil {
-			return fmt.Errorf("set gso_max_size %d: %w", s.GSOMaxBytes, err)
-		}
-	}
-	if s.TxQueueFrames != 0 {
-		if err := h.LinkSetTxQLen(link, s.TxQueueFrames); err != nil {
-			return fmt.Errorf("set txqueuelen %d: %w", s.TxQueueFrames, err)
-		}
-	}
-	if err := leaveOutQdisc(h, link); err != nil {
-		return fmt.Errorf("set no queueing discipline: %w", err)
-	}
-	if err := configureIPv6(h, link, s); err != nil {
 		return err
 	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set up: %w", err)
+	six := HasIPv6(s.Name)
+	if err := configureIPv6(s, six); err != nil {
+		return err
 	}
+	var b batch
+	if six { // before the MTU, which may take IPv6 off the interface
+		b.set("set addrgenmode none", index, noLinkLocal())
+	}
+	b.set(fmt.Sprintf("set MAC %s", s.MAC), index, nl.NewRtAttr(unix.IFLA_ADDRESS, s.MAC))
+	b.set(fmt.Sprintf("set MTU %d", s.MTUBytes), index, nl.NewRtAttr(unix.IFLA_MTU, number(s.MTUBytes)))
+	if s.GSOMaxBytes != 0 {
+		b.set(fmt.Sprintf("set gso_max_size %d", s.GSOMaxBytes), index, nl.NewRtAttr(unix.IFLA_GSO_MAX_SIZE, number(s.GSOMaxBytes)))
+	}
+	if s.TxQueueFrames != 0 {
+		b.set(fmt.Sprintf("set txqueuelen %d", s.TxQueueFrames), index, nl.NewRtAttr(unix.IFLA_TXQLEN, number(s.TxQueueFrames)))
+	}
+	b.leaveOutQdisc(index)
+	b.setUp(index)
 	for _, a := range s.Addrs {
-		if err := addAddress(h, link, s, a); err != nil {
-			return err
+		b.addAddress(index, addressOf(a))
+		b.setNeighbour(gatewayNeigh(index, a.Gateway, s.GatewayMAC))
+		for _, r := range s.routesOf(index, a) {
+			b.addRoute(&r)
 		}
 	}
-	for _, a := range s.Addrs {
-		if err := waitLocal(h, a.Addr); err != nil {
-			return err
-		}
-	}
-	return nil
+	return b.send()
 }
 
-// leaveOutQdisc has packets go straight to the TAP's queues, as a veth's do to its peer.
-// The kernel's default has nothing to queue, since a TAP takes every packet or drops it,
-// and is costly: a device of several queues is one of 256 to the kernel (drivers/net/tun.c,
-// MAX_TAP_QUEUES), and for each, used or not, it would get 24 KB of pfifo_fast as it is set
-// up. A kernel without traffic control has neither.
-func leaveOutQdisc(h *netlink.Handle, link netlink.Link) error {
-	err := h.QdiscReplace(&netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT},
-		QdiscType:  "noqueue",
-	})
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
-		return nil
+// SetUp brings an interface up.
+func SetUp(name string) error {
+	index, err := indexOf(name)
+	if err != nil {
+		return err
 	}
-	return err
+	var b batch
+	b.setUp(index)
+	return b.send()
 }
 
 // Repair brings back what somebody took away of an interface that Configure made: its
@@ -105,10 +90,10 @@ func Repair(h *netlink.Handle, s *Spec) (repaired bool, err error) {
 		if err := missing(h.AddrAdd(link, addressOf(a))); err != nil {
 			return repaired, fmt.Errorf("add address %s: %w", a.Addr, err)
 		}
-		if err := waitLocal(h, a.Addr); err != nil {
+		if err := awaitLocal(a.Addr); err != nil {
 			return repaired, err
 		}
-		if err := h.NeighSet(gatewayNeigh(link, a.Gateway, s.GatewayMAC)); err != nil {
+		if err := h.NeighSet(gatewayNeigh(link.Attrs().Index, a.Gateway, s.GatewayMAC)); err != nil {
 			return repaired, fmt.Errorf("add neighbour %s: %w", a.Gateway, err)
 		}
 		for _, r := range s.routesOf(link.Attrs().Index, a) {
@@ -120,37 +105,16 @@ func Repair(h *netlink.Handle, s *Spec) (repaired bool, err error) {
 	return repaired, nil
 }
 
-// localTimeout is far beyond what waitLocal waits for, a work item of the kernel.
-const localTimeout = 5 * time.Second
-
-// waitLocal waits until the kernel takes packets to an address. Linux enters the
-// local route of an IPv6 address that is spared duplicate detection from a
-// workqueue (net/ipv6/addrconf.c, addrconf_dad_completed), a moment after the
-// address can be seen and sent from; an answer that comes first is lost.
-func waitLocal(h *netlink.Handle, addr netip.Addr) error {
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		routes, err := h.RouteGet(addr.AsSlice())
-		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
-			return nil
-		}
-		if time.Since(start) > localTimeout {
-			return errors.Join(fmt.Errorf("address %s: the kernel takes nothing for it after %v", addr, localTimeout), err)
-		}
-	}
-}
-
-// configureIPv6 sets what has to be set before the interface is up.
-func configureIPv6(h *netlink.Handle, link netlink.Link, s *Spec) error {
-	if !HasIPv6(s.Name) {
+// configureIPv6 sets what has to be set before the interface is up and netlink can't: six
+// says that the kernel has IPv6.
+func configureIPv6(s *Spec, six bool) error {
+	if !six {
 		for _, a := range s.Addrs {
 			if a.Is6() {
 				return fmt.Errorf("address %s: this kernel has no IPv6", a.Addr)
 			}
 		}
 		return nil
-	}
-	if err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil {
-		return fmt.Errorf("set addrgenmode none: %w", err)
 	}
 	// The switch drops router advertisements from anybody, so a read-only
 	// /proc/sys is no reason to refuse the pod.
@@ -160,23 +124,6 @@ func configureIPv6(h *netlink.Handle, link netlink.Link, s *Spec) error {
 	for _, a := range s.Addrs {
 		if a.Is6() {
 			return SetSysctl(IPv6Sysctl(s.Name, "disable_ipv6"), "0")
-		}
-	}
-	return nil
-}
-
-// addAddress gives a link that is up an address, its gateway as a neighbour for
-// good, and the default route of its family.
-func addAddress(h *netlink.Handle, link netlink.Link, s *Spec, a Addr) error {
-	if err := h.AddrAdd(link, addressOf(a)); err != nil {
-		return fmt.Errorf("add address %s: %w", a.Addr, err)
-	}
-	if err := h.NeighSet(gatewayNeigh(link, a.Gateway, s.GatewayMAC)); err != nil {
-		return fmt.Errorf("add neighbour %s: %w", a.Gateway, err)
-	}
-	for _, r := range s.routesOf(link.Attrs().Index, a) {
-		if err := h.RouteAdd(&r); err != nil {
-			return fmt.Errorf("add route to %s: %w", r.Dst, err)
 		}
 	}
 	return nil
@@ -218,22 +165,39 @@ func RoutesOf(linkIndex int, a Addr) []netlink.Route {
 	}
 }
 
-func gatewayNeigh(link netlink.Link, gateway netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+func gatewayNeigh(linkIndex int, gateway netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	return &netlink.Neigh{
-		LinkIndex:    link.Attrs().Index,
+		LinkIndex:    linkIndex,
 		State:        netlink.NUD_PERMANENT,
 		IP:           gateway.AsSlice(),
 		HardwareAddr: mac,
 	}
 }
 
-// Exists reports whether the namespace has an interface of that name.
-func Exists(h *netlink.Handle, name string) (bool, error) {
-	_, err := h.LinkByName(name)
-	if IsNotFound(err) {
+// Exists reports whether the namespace of the calling thread has an interface of that name.
+func Exists(name string) (bool, error) {
+	_, err := indexOf(name)
+	if errors.Is(err, unix.ENODEV) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// indexOf is the number of an interface.
+func indexOf(name string) (int, error) {
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("look up %s: socket: %w", name, err)
+	}
+	defer unix.Close(s)
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(s, unix.SIOCGIFINDEX, ifr)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look up %s: %w", name, err)
+	}
+	return int(ifr.Uint32()), nil
 }
 
 // RemoveTAP deletes an interface, if it is there and a TAP; anything else under

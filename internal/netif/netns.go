@@ -54,20 +54,31 @@ func (n *Namespace) ID() (uint64, error) {
 
 // IsOwn reports whether this is the process's own namespace, the node's as a rule.
 func (n *Namespace) IsOwn() (bool, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		return false, err
+	var own, this unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
+		return false, fmt.Errorf("look for this process's network namespace: %w", err)
 	}
-	defer own.Close()
-	return own.Equal(n.handle), nil
+	if err := unix.Fstat(int(n.handle), &this); err != nil {
+		return false, fmt.Errorf("%s: %w", n.path, err)
+	}
+	return own.Dev == this.Dev && own.Ino == this.Ino, nil
 }
 
-// Do runs f inside the namespace, with a netlink handle that belongs to it. f
-// runs on a thread of its own that ends with it, so no other goroutine ever
-// finds itself in the pod. What f starts in goroutines runs outside.
+// Do is Run with a netlink handle that belongs to the namespace.
 func (n *Namespace) Do(f func(*netlink.Handle) error) error {
+	return n.Run(func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("netlink in %s: %w", n.path, err)
+		}
+		defer h.Close()
+		return f(h)
+	})
+}
+
+// Run runs f inside the namespace, on a thread of its own that ends with it, so no other
+// goroutine ever finds itself in the pod. What f starts in goroutines runs outside.
+func (n *Namespace) Run(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlock: the thread dies with the goroutine
@@ -75,12 +86,7 @@ func (n *Namespace) Do(f func(*netlink.Handle) error) error {
 			if err := netns.Set(n.handle); err != nil {
 				return fmt.Errorf("enter network namespace %s: %w", n.path, err)
 			}
-			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
-				return fmt.Errorf("netlink in %s: %w", n.path, err)
-			}
-			defer h.Close()
-			return f(h)
+			return f()
 		}()
 	}()
 	return <-done

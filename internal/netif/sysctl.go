@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // /proc/sys/net shows each thread the values of the namespace it is in.
@@ -23,20 +25,38 @@ func HasIPv6(ifname string) bool {
 }
 
 // SetSysctl writes a value that isn't there already: a container's /proc/sys may
-// be read-only, and right as it is.
+// be read-only, and right as it is. It calls the kernel by itself, since package os would
+// have the runtime's poller wait for such a file.
 func SetSysctl(path, value string) error {
-	have, readErr := os.ReadFile(path)
-	if readErr == nil && strings.TrimSpace(string(have)) == value {
+	have, err := readFile(path)
+	if err == nil && have == value {
 		return nil
 	}
-	// No O_CREATE: a name that isn't there should be told as such.
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteString(value)
-		err = errors.Join(err, f.Close())
+	if err := writeFile(path, value); err != nil {
+		return fmt.Errorf("set sysctl to %s (it is %q): %w", value, have, err)
 	}
+	return nil
+}
+
+func readFile(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("set sysctl to %s (it is %q): %w", value, strings.TrimSpace(string(have)), err)
+		return "", err
+	}
+	defer unix.Close(fd)
+	var b [64]byte // the kernel's numbers are short
+	n, err := unix.Read(fd, b[:])
+	return strings.TrimSpace(string(b[:max(n, 0)])), err
+}
+
+func writeFile(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	_, err = unix.Write(fd, []byte(value))
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	return nil
 }

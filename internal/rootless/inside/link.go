@@ -57,7 +57,10 @@ func configureLink(nl *netlink.Handle, p *plan.Plan, s *Setup) error {
 			spec.Addrs = append(spec.Addrs, netif.Addr{Addr: n.Addr, Gateway: n.Router})
 		}
 	}
-	if err := netif.Configure(nl, spec); err != nil {
+	if err := netif.Configure(spec); err != nil {
+		return err
+	}
+	if err := netif.AwaitAddresses(spec); err != nil {
 		return err
 	}
 	link, err := nl.LinkByName(p.Interface)
