@@ -77,14 +77,18 @@ func (w *watch) run() {
 	}
 }
 
-// lap waits until messages went through since the last lap, and returns the
-// longest time that one of them took.
+// lap waits until messages went through that were sent after it was called, and returns
+// the longest time that one of them took since the last lap.
 func (w *watch) lap(ctx context.Context) (time.Duration, error) {
-	const enough = 5
+	const enough = 5 // the first may have been under way
+	want := 0
 	for {
 		w.mu.Lock()
 		count, longest, err := w.count, w.longest, w.err
-		if err != nil || count >= enough {
+		if want == 0 {
+			want = count + enough
+		}
+		if err != nil || count >= want {
 			w.count, w.longest = 0, 0
 			w.mu.Unlock()
 			return longest, err
