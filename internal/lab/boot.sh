@@ -1,13 +1,13 @@
 # The first process of a container that systemd is to run (see systemd.go), from the
-# making of its namespaces to systemd itself. Its root is this machine's, over which what is
-# written lies in memory. Nothing of the machine is started there, and nothing of the
+# making of its namespaces to systemd itself. Its root is this machine's, or another's, over
+# which what is written lies in memory. Nothing of the machine is started there, and nothing of the
 # kernel's that containers share can be set, such as sysctls that are not the network's.
-# $1 directory to work in, $2 the container's /run, $3 its host name
+# $1 directory to work in, $2 the container's /run, $3 its host name, $4 the root
 set -eu
 mount --make-rslave /
 mount -t tmpfs -o mode=755 lab "$1"
 mkdir "$1/changed" "$1/work" "$1/root" "$1/old"
-mount -t overlay -o "lowerdir=/,upperdir=$1/changed,workdir=$1/work" lab "$1/root"
+mount -t overlay -o "lowerdir=$4,upperdir=$1/changed,workdir=$1/work" lab "$1/root"
 cd "$1/root"
 
 mount -t proc proc proc

@@ -19,6 +19,7 @@ import (
 // container whose network namespace is the node's. The container's root is the
 // machine's, and what is written there is in memory and goes with the container. It
 // needs nothing but systemd itself (a Debian package), so no image and no registry.
+// Another version's is run from a directory that holds another machine's files.
 
 //go:embed boot.sh
 var bootScript string
@@ -30,11 +31,12 @@ const systemdPath = "/lib/systemd/systemd"
 type System struct {
 	node *Node
 	init *Process
+	root string // what is there, but for what has changed
 }
 
-// NoSystemd is why this machine can't run one; nil: it can.
-func NoSystemd() error {
-	if _, err := os.Stat(systemdPath); err != nil {
+// NoSystemd is why this machine can't run the one in root; nil: it can.
+func NoSystemd(root string) error {
+	if _, err := os.Stat(filepath.Join(root, systemdPath)); err != nil {
 		return fmt.Errorf("needs Debian's package systemd: %w", err)
 	}
 	// proc(5), uid_map: everybody is mapped in the first user namespace alone. In others
@@ -43,9 +45,9 @@ func NoSystemd() error {
 	if fields := strings.Fields(string(users)); err != nil || os.Geteuid() != 0 || len(fields) != 3 || fields[2] != "4294967295" {
 		return errors.New("needs root of the machine, not of a user namespace")
 	}
-	root, err := cgroupRoot()
+	groups, err := cgroupRoot()
 	if err == nil {
-		err = unix.Access(root, unix.W_OK)
+		err = unix.Access(groups, unix.W_OK)
 	}
 	if err != nil {
 		return fmt.Errorf("needs a cgroup2 hierarchy to make a group in: %w", err)
@@ -53,19 +55,20 @@ func NoSystemd() error {
 	return nil
 }
 
-// Boot has systemd run on the node and waits until it is up. The daemon that a unit of
-// the package starts there is the node's, and pods made from then on are seen inside.
-func (n *Node) Boot(ctx context.Context) (*System, error) {
+// Boot has the systemd in root, "/" for the machine's own, run on the node and waits until
+// it is up. The daemon that a unit of the package starts there is the node's, and pods
+// made from then on are seen inside.
+func (n *Node) Boot(ctx context.Context, root string) (*System, error) {
 	dir, run := n.lab.path(n.Host, "root"), filepath.Join(runtimeDir(n.lab.Suffix), n.Host)
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(run, 0o755)); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	n.socket = filepath.Join(run, "vswitch/vswitch.sock") // /run/vswitch inside
-	root, err := cgroupRoot()
+	groups, err := cgroupRoot()
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	group := filepath.Join(root, n.Name) // Close removes it
+	group := filepath.Join(groups, n.Name) // Close removes it
 	if err := os.Mkdir(group, 0o755); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
@@ -74,11 +77,11 @@ func (n *Node) Boot(ctx context.Context) (*System, error) {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	defer cgroup.Close()
-	init, err := n.Start(Command{Name: "systemd", Path: "sh", Args: []string{"-c", bootScript, "boot", dir, run, n.Host}, cgroup: cgroup})
+	init, err := n.Start(Command{Name: "systemd", Path: "sh", Args: []string{"-c", bootScript, "boot", dir, run, n.Host, root}, cgroup: cgroup})
 	if err != nil {
 		return nil, err
 	}
-	s := &System{node: n, init: init}
+	s := &System{n, init, root}
 	for {
 		state, err := s.Exec(ctx, "systemctl", "is-system-running")
 		if err == nil {
@@ -138,7 +141,7 @@ func (s *System) Path(inside string) string {
 	return filepath.Join("/proc", strconv.Itoa(s.init.Pid()), "root", inside)
 }
 
-// Changed lists the files inside that the machine does not have, or has otherwise.
+// Changed lists the files inside that are not in root, or otherwise.
 func (s *System) Changed() (map[string]bool, error) {
 	changed, top := map[string]bool{}, s.Path("/mnt/changed")
 	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
@@ -148,7 +151,7 @@ func (s *System) Changed() (map[string]bool, error) {
 		name := "/" + strings.TrimPrefix(strings.TrimPrefix(path, top), "/")
 		if d.IsDir() {
 			// A directory is there as soon as something in it has changed.
-			if here, err := os.Lstat(name); err == nil && here.IsDir() {
+			if here, err := os.Lstat(filepath.Join(s.root, name)); err == nil && here.IsDir() {
 				return nil
 			}
 		}
