@@ -12,12 +12,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"vswitch/internal/cgroup"
 	"vswitch/internal/lab"
+	"vswitch/internal/lab/labtest"
 )
 
 // Container engines in a network of their own (`vswitch rootless run --engine`), as
@@ -30,7 +32,7 @@ func engineImage() ([]byte, error) {
 		return nil, err
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{"Env": []string{"PATH=/bin"}},
+		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Env": []string{"PATH=/bin"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
 	})
 	if err != nil {
@@ -156,11 +158,13 @@ func (e *engineHost) wantGone(processes []string) {
 func TestPodmanInANetworkOfItsOwn(t *testing.T) {
 	needInstalled(t, "podman", "crun", "conmon", "newuidmap", "iptables")
 	e := newEngineHost(t)
+	e.program(t, "vswitch-demo")
 	p := e.runs(`
 podman load --quiet --input /opt/images/image.tar
 podman run --rm `+engineImageName+` wget -q -O - http://`+world.String()+`/
 echo
 podman run --detach --name web --publish 8080:80 `+engineImageName+` sh -c 'mkdir /w; echo web >/w/index.html; echo serving; exec httpd -f -v -p 80 -h /w 2>&1'
+podman run --detach --volume "$0/vswitch-demo:/demo" --publish 7000:7000 --publish 7000:7000/udp `+engineImageName+` /demo serve
 exec podman logs --follow web
 `, "--bind", e.home+":/opt/images")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -169,6 +173,13 @@ exec podman logs --follow web
 		t.Fatal(err)
 	}
 	e.publishes(ctx, p, 8080)
+	for _, protocol := range []string{"tcp", "udp"} {
+		out, err := e.outside.Exec(ctx, lab.Command{Path: filepath.Join(labtest.BinDir(t), "vswitch-demo"), Args: []string{
+			"load", "who", "--protocol", protocol, "--count", "1", "--first-contact", "10s", "--to", netip.AddrPortFrom(e.node.Underlay4, 7000).String()}})
+		if want := fmt.Sprintf("%q:%q", "client", e.outside.Underlay4); err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %s, %v; want it to see %s", protocol, out, err, want)
+		}
+	}
 	processes := e.all(p)
 	p.Kill()
 	e.wantGone(processes)
