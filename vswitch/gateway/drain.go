@@ -11,7 +11,8 @@ import (
 const drainPoll = 20 * time.Millisecond
 
 // Drain takes no more TCP connections, and waits until those under way have ended or
-// ctx has; it returns how many have not. All else goes on.
+// ctx has; it returns how many have not. Those that are still being made, to a pod or to the
+// host, are under way. All else goes on.
 //
 // A pod's SYN gets no answer (drop.Draining): its kernel takes that for a loss and
 // repeats it, to the next process if there is one. Ports of the host are closed; if there is a
@@ -20,10 +21,11 @@ const drainPoll = 20 * time.Millisecond
 func (g *Gateway) Drain(ctx context.Context, successor bool) (left int) {
 	g.draining.Store(true)
 	g.listeners.drain(successor)
+	g.listeners.accepting.Wait() // whom a loop has just let in counts from here on
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for {
-		if left = g.connections.len(); left == 0 {
+		if left = g.usage.all() + int(g.listeners.clients.Load()); left == 0 {
 			return 0
 		}
 		select {
@@ -34,12 +36,6 @@ func (g *Gateway) Drain(ctx context.Context, successor bool) (left int) {
 		case <-tick.C:
 		}
 	}
-}
-
-func (c *connections) len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.all)
 }
 
 // drain closes TCP ports for good.

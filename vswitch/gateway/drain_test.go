@@ -86,6 +86,27 @@ func TestDrainWaitsForWhatIsUnderWay(t *testing.T) {
 	}
 }
 
+// TestDrainWaitsForWhatIsBeingMade: a client that has been let in is under way before the
+// pod that it is for has answered.
+func TestDrainWaitsForWhatIsBeingMade(t *testing.T) {
+	g, _ := start(t, onLoopback) // where the service leads nobody answers
+	port := freePort(t)
+	if err := g.PutService(published(wire.ProtoTCP, port)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", families[0].hostPort(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	eventually(t, "the client is let in", func() bool { return g.Stats().IngressTotal == 1 })
+	short, cancel := context.WithTimeout(t.Context(), 3*drainPoll)
+	defer cancel()
+	if left := g.Drain(short, false); left != 1 {
+		t.Errorf("%d connections left after a short time, want 1", left)
+	}
+}
+
 func echoed(t *testing.T, c net.Conn) {
 	t.Helper()
 	c.SetDeadline(time.Now().Add(10 * time.Second))

@@ -33,7 +33,11 @@ func (l *listeners) listenTCP(at netip.AddrPort, e *entrance) (io.Closer, error)
 	if e.health != nil {
 		return e.health.serve(c, &l.serving), nil
 	}
-	l.serving.Go(func() { l.accept(c.(*net.TCPListener), e) })
+	l.accepting.Add(1)
+	l.serving.Go(func() {
+		defer l.accepting.Done()
+		l.accept(c.(*net.TCPListener), e)
+	})
 	return c, nil
 }
 
@@ -48,7 +52,11 @@ func (l *listeners) accept(from *net.TCPListener, e *entrance) {
 		case err == nil:
 			c.SetKeepAliveConfig(hostKeepAlive) // a client that has gone already is noticed later
 			mark(c)
-			l.serving.Go(func() { l.g.serveClient(c, e) })
+			l.clients.Add(1)
+			l.serving.Go(func() {
+				defer l.clients.Add(-1)
+				l.g.serveClient(c, e)
+			})
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:

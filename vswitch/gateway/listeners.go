@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -74,7 +75,9 @@ type listeners struct {
 	draining  bool // TCP ports are closed
 	tidied    bool // what an earlier process left and nobody wants has been closed
 
-	serving sync.WaitGroup // accept loops and clients
+	serving   sync.WaitGroup // accept loops and clients
+	accepting sync.WaitGroup // accept loops
+	clients   atomic.Int64   // TCP clients, from when they are let in to their end
 }
 
 func newListeners(g *Gateway) *listeners {

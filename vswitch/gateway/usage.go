@@ -95,6 +95,16 @@ func (u *usage) release(k *flow.Key) {
 	u.forget(&k.Src, p)
 }
 
+// all counts the connections of all pods, those being set up included.
+func (u *usage) all() (n int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, p := range u.pods {
+		n += p.connections
+	}
+	return n
+}
+
 // addSession counts a UDP or echo session; false: the pod has its share.
 func (u *usage) addSession(pod *wire.Addr) bool {
 	u.mu.Lock()
