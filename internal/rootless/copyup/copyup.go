@@ -149,7 +149,8 @@ func fill(to, from, up string, level int) error {
 			continue
 		}
 		err := put(filepath.Join(to, e.Name()), filepath.Join(from, e.Name()), filepath.Join(up, e.Name()), dev, level)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it went meanwhile
+		// It went meanwhile, or more than its mode keeps it from being read.
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 	}

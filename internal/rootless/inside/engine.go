@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"vswitch/internal/rootless/copyup"
 )
 
 // What a container engine wants of the machine, besides a network: Setup.Engine.
@@ -24,41 +22,6 @@ var engineDirs = []string{
 }
 
 const cgroupDir = "/sys/fs/cgroup"
-
-// prepare gives the command its files.
-func (s *Setup) prepare() error {
-	// What is to be bound may lie where another file system is about to be.
-	sources := make([]copyup.Tree, len(s.Binds))
-	for i, b := range s.Binds {
-		tree, err := copyup.Take(b.Source)
-		if err != nil {
-			return fmt.Errorf("--bind: %w", err)
-		}
-		defer tree.Close()
-		sources[i] = tree
-	}
-	dirs := s.CopyUp
-	if s.Engine {
-		if err := s.mountEngine(); err != nil {
-			return err
-		}
-		dirs = append(dirs, engineDirs...)
-	}
-	if err := copyup.Dirs(dirs); err != nil {
-		return err
-	}
-	if s.Engine {
-		if err := errors.Join(s.tellPodman(), ownRuntimeDir()); err != nil {
-			return err
-		}
-	}
-	for i, b := range s.Binds {
-		if err := b.mount(sources[i]); err != nil {
-			return fmt.Errorf("--bind %s:%s: %w", b.Source, b.Target, err)
-		}
-	}
-	return nil
-}
 
 // mountEngine mounts the kernel's own file systems as they are in these namespaces.
 func (s *Setup) mountEngine() error {
@@ -73,12 +36,13 @@ func (s *Setup) mountEngine() error {
 	if err := unix.Mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}
-	// The interfaces in /sys/class/net are those of who mounted it, and the root of the
-	// cgroups is that of the cgroup namespace. Neither is needed by all.
+	// The interfaces in /sys/class/net are those of the network namespace it was mounted
+	// in. A container that hides a part of /sys may not mount another, and does without.
+	_ = unix.Mount("sysfs", "/sys", "sysfs", flags, "")
+	// The root of what is mounted is that of the cgroup namespace, where this process is.
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("make a cgroup namespace: %w", err)
 	}
-	_ = unix.Mount("sysfs", "/sys", "sysfs", flags, "")
 	err := unix.Mount("cgroup2", cgroupDir, "cgroup2", flags, "")
 	if err == nil && s.Cgroup {
 		err = leaveRoot()
@@ -138,38 +102,4 @@ func ownRuntimeDir() error {
 		return err
 	}
 	return os.Setenv("XDG_RUNTIME_DIR", dir)
-}
-
-// Bind shows a file or directory of the machine, Source, at Target.
-type Bind struct {
-	Source string `json:"source"`
-	Target string `json:"target"`
-}
-
-// ParseBind reads SOURCE:DIR.
-func ParseBind(text string) (Bind, error) {
-	source, target, ok := strings.Cut(text, ":")
-	if !ok || !filepath.IsAbs(source) || !filepath.IsAbs(target) {
-		return Bind{}, errors.New("want SOURCE:DIR")
-	}
-	return Bind{source, target}, nil
-}
-
-func (b Bind) mount(source copyup.Tree) error {
-	if _, err := os.Stat(b.Target); errors.Is(err, fs.ErrNotExist) {
-		if err := makeTarget(b.Target, source.IsDir()); err != nil {
-			return err
-		}
-	}
-	return source.Put(b.Target)
-}
-
-func makeTarget(path string, dir bool) error {
-	if dir {
-		return os.MkdirAll(path, 0o755)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, nil, 0o644)
 }

@@ -1,10 +1,11 @@
 // Package inside is what runs in the namespaces that `vswitch rootless` makes or
-// joins: it makes the interface, passes its queues out, and becomes the command.
+// joins: it makes the interface, passes its queues out, and becomes the command, or
+// the init of a container engine.
 //
 // It is all that needs privilege there, which root of a user namespace has over its
 // own network. It decides nothing: the plan comes from outside (protocol.go). What
 // it leaves is the interface, whose queues it no longer holds, and in a mount
-// namespace of its own /etc/resolv.conf.
+// namespace of its own /etc/resolv.conf and what Setup says.
 package inside
 
 import (
@@ -99,7 +100,7 @@ func become(conn *Conn, command []string) (code int, err error) {
 		return 0, err
 	}
 	// Whoever is outside reads nothing between "made" and the command's beginning.
-	if err := setUp(m.Setup); err != nil {
+	if err := m.Setup.do(); err != nil {
 		return 0, err
 	}
 	if err := Make(conn, &m); err != nil {
@@ -113,22 +114,6 @@ func become(conn *Conn, command []string) (code int, err error) {
 	}
 	err = unix.Exec(path, command, os.Environ())
 	return 0, &Error{fmt.Sprintf("%s: %v", path, err), codeNoExec}
-}
-
-// setUp makes the machine as the command is to see it.
-func setUp(s *Setup) error {
-	if err := makeMountsOwn(); err != nil {
-		return err
-	}
-	if err := openToAll(); err != nil {
-		return err
-	}
-	if s.ResolvConf != "" {
-		if err := bindResolvConf(s.ResolvConf); err != nil {
-			return err
-		}
-	}
-	return s.prepare()
 }
 
 func find(command string) (string, error) {
