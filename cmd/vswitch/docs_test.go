@@ -14,7 +14,7 @@ import (
 )
 
 // otherPrograms have flags of their own, and in what is typed to them vswitch is a name.
-var otherPrograms = []string{"apt", "ctr", "helm", "kubectl", "podman", "rootlesskit", "systemctl", "systemd-run"}
+var otherPrograms = []string{"apt", "ctr", "debootstrap", "helm", "kubectl", "podman", "rootlesskit", "systemctl", "systemd-run"}
 
 // notOurs are flags of others that the documentation names without their program.
 var notOurs = []string{"allocate-node-cidrs", "service-cluster-ip-range"}
