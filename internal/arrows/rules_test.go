@@ -105,7 +105,7 @@ var only = []struct {
 	{from: "internal/health", why: "it asks whoever starts it"},
 	{from: "internal/confine", why: "what a process gives up is between it and the kernel"},
 	{from: "internal/traffic", why: "it measures the product from outside"},
-	{from: "internal/lab/...", to: []string{"internal/lab/...", "internal/userns"}, why: "it drives the product through its binaries (userns says what the kernel wants)"},
+	{from: "internal/lab/...", to: []string{"internal/lab/...", "internal/userns", "internal/cgroup"}, why: "it drives the product through its binaries (userns and cgroup know the kernel)"},
 	{from: "internal/demo", to: []string{"internal/lab", "internal/traffic", "internal/userns"}, why: "it drives the product through its binaries"},
 }
 

@@ -233,7 +233,12 @@ func TestUnderSystemd(t *testing.T) {
 	if _, err := a.Exec(ctx, "systemctl", "reload", unit); err == nil {
 		t.Error("systemctl reload succeeds with a configuration that can't be read")
 	}
+	dataplane := a.dataplane()
+	a.install(deb) // its reload is refused as well, and the package is there all the same
 	a.up()
+	if a.dataplane() != dataplane {
+		t.Error("another dataplane, with a configuration that can't be read")
+	}
 	laps(ctx, t, watches, "a reload that was refused")
 	if _, err := a.Exec(ctx, "systemctl", "restart", unit); err == nil {
 		t.Error("systemctl restart succeeds with a configuration that can't be read")

@@ -1,7 +1,7 @@
-# The first process of a container that systemd is to run (see systemd.go), from the
-# making of its namespaces to systemd itself. Its root is this machine's, or another's, over
-# which what is written lies in memory. Nothing of the machine is started there, and nothing of the
-# kernel's that containers share can be set, such as sysctls that are not the network's.
+# The first process of a container that systemd is to run (see systemd.go), from the making
+# of its namespaces to systemd itself. Its root is this machine's, or another's, over which
+# what is written lies in memory. Nothing of the machine is started there, and nothing of
+# the kernel's that containers share can be set, such as sysctls that are not the network's.
 # $1 directory to work in, $2 the container's /run, $3 its host name, $4 the root
 set -eu
 mount --make-rslave /

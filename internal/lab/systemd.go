@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/cgroup"
 )
 
 // A node can be run by systemd: the machine's own program, as the first process of a
@@ -72,21 +74,25 @@ func (n *Node) Boot(ctx context.Context, root string) (*System, error) {
 	if err := os.Mkdir(group, 0o755); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	cgroup, err := os.Open(group)
+	groupFile, err := os.Open(group)
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	defer cgroup.Close()
-	init, err := n.Start(Command{Name: "systemd", Path: "sh", Args: []string{"-c", bootScript, "boot", dir, run, n.Host, root}, cgroup: cgroup})
+	defer groupFile.Close()
+	init, err := n.Start(Command{Name: "systemd", Path: "sh", Args: []string{"-c", bootScript, "boot", dir, run, n.Host, root}, cgroup: groupFile})
 	if err != nil {
 		return nil, err
 	}
 	s := &System{n, init, root}
 	for {
-		state, err := s.Exec(ctx, "systemctl", "is-system-running")
-		if err == nil {
-			n.system = s
-			return s, nil
+		// Until it is systemd that runs there, the root is the machine's own.
+		var state []byte
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", init.Pid()))
+		if err == nil && string(comm) == "systemd\n" {
+			if state, err = s.Exec(ctx, "systemctl", "is-system-running"); err == nil {
+				n.system = s
+				return s, nil
+			}
 		}
 		select {
 		case <-init.Done():
@@ -100,6 +106,9 @@ func (n *Node) Boot(ctx context.Context, root string) (*System, error) {
 
 // Exec runs a program inside, to its end.
 func (s *System) Exec(ctx context.Context, program string, args ...string) ([]byte, error) {
+	if s.init.state() != "running" { // its number may be another's
+		return nil, fmt.Errorf("lab: %s on %s: systemd has ended: %s", program, s.node.Host, s.init.state())
+	}
 	inside := []string{"--target", strconv.Itoa(s.init.Pid()), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--", program}
 	return s.node.Exec(ctx, Command{
 		Name: program, Path: "nsenter", Args: append(inside, args...), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
@@ -195,24 +204,14 @@ func removeGroups(suffix string) error {
 	return err
 }
 
-// removeGroup removes a cgroup and those below, whose files go with them.
-func removeGroup(path string) error {
-	below, err := os.ReadDir(path)
-	for _, d := range below {
-		if d.IsDir() {
-			err = errors.Join(err, removeGroup(filepath.Join(path, d.Name())))
-		}
-	}
-	// A process that was killed leaves its group a moment after its parent knows.
+// removeGroup removes a cgroup and those below. A process that was killed leaves its own
+// a moment after its parent knows.
+func removeGroup(path string) (err error) {
 	for range 50 {
-		rmdir := unix.Rmdir(path)
-		if rmdir == nil || rmdir == unix.ENOENT {
+		if err = cgroup.RemoveTree(path); !errors.Is(err, unix.EBUSY) {
 			return err
-		}
-		if rmdir != unix.EBUSY {
-			return errors.Join(err, fmt.Errorf("lab: remove cgroup %s: %w", path, rmdir))
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks
 	}
-	return errors.Join(err, fmt.Errorf("lab: cgroup %s has processes", path))
+	return fmt.Errorf("lab: a cgroup that has processes: %w", err)
 }
