@@ -18,7 +18,11 @@ import (
 )
 
 // writerEnv makes this test's program a writer of the file it names.
-const writerEnv = "STATEFILE_TEST_WRITER"
+const (
+	writerEnv = "STATEFILE_TEST_WRITER"
+	// volatileEnv says that it is a Volatile one.
+	volatileEnv = "STATEFILE_TEST_VOLATILE"
+)
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(writerEnv); path != "" {
@@ -40,7 +44,7 @@ func number(n int) numbered {
 
 // write replaces the file by the next value for ever, and says each that is written.
 func write(path string) error {
-	f := File{Path: path, Kind: "test", Version: 1}
+	f := File{Path: path, Kind: "test", Version: 1, Volatile: os.Getenv(volatileEnv) != ""}
 	var v numbered
 	if err := f.Read(&v); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -56,11 +60,16 @@ func write(path string) error {
 // A writer is killed at any moment, again and again: what is read then is what was
 // written last, or what was about to be, whole.
 func TestAKilledWriterLeavesTheOldValueOrTheNew(t *testing.T) {
+	t.Run("synced", func(t *testing.T) { killWriters(t) })
+	t.Run("volatile", func(t *testing.T) { killWriters(t, volatileEnv+"=1") })
+}
+
+func killWriters(t *testing.T, env ...string) {
 	path := filepath.Join(t.TempDir(), "file")
 	said, between := 0, 0
 	for round := range 60 {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), writerEnv+"="+path)
+		cmd.Env = append(append(os.Environ(), env...), writerEnv+"="+path)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.StdoutPipe()

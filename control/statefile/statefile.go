@@ -2,7 +2,8 @@
 // flipped bit never yields half of it.
 //
 // A file is written aside, synced, renamed into place, and its directory synced:
-// whoever reads sees the old value or the new. It carries its kind, a version and
+// whoever reads sees the old value or the new. A Volatile one is not synced: it outlives its
+// writer, however that ends, and not the machine's loss of power. Each carries its kind, a version and
 // a checksum, and what does not check is moved aside for a person to look at and
 // reported as a *DamagedError, after which there simply is no file. The package
 // knows nothing of what the values mean.
@@ -33,6 +34,9 @@ type File struct {
 	Path    string
 	Kind    string // such as "snapshot"; a file of another kind is damage
 	Version int    // of the data's form; a file of another version is damage too
+	// Volatile: what it holds means nothing after the next boot, so that no write need
+	// wait for the disk.
+	Volatile bool
 }
 
 // DamagedError says that a file was there and is not what it should be.
@@ -83,7 +87,7 @@ func (f File) WriteFrom(data func(io.Writer) error) (sum string, err error) {
 		return "", fmt.Errorf("statefile: encode %s: %w", f.Kind, err)
 	}
 	head := fmt.Sprintf(`{"kind":%s,"version":%d,"sha256":"`, kind, f.Version)
-	err = Replace(f.Path, 0o600, func(out *os.File) error {
+	err = replace(f.Path, 0o600, !f.Volatile, func(out *os.File) error {
 		// The checksum stands before what it is of, and is known after.
 		room := strings.Repeat("0", hex.EncodedLen(sha256.Size))
 		if _, err := out.WriteString(head + room + `","data":`); err != nil {
@@ -167,7 +171,11 @@ func checksum(data []byte) string {
 // reader of path sees all of the old one or all of the new. mode is exact, whatever
 // the umask. The name aside is fixed, so that a crash leaves one such file at most; of
 // two processes that write one path at a time, one waits.
-func Replace(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
+func Replace(path string, mode fs.FileMode, write func(*os.File) error) error {
+	return replace(path, mode, true, write)
+}
+
+func replace(path string, mode fs.FileMode, sync bool, write func(*os.File) error) (err error) {
 	aside := path + ".new"
 	claim, err := lockAside(aside)
 	if err != nil {
@@ -179,10 +187,10 @@ func Replace(path string, mode fs.FileMode, write func(*os.File) error) (err err
 			_ = os.Remove(aside)
 		}
 	}()
-	if err = fill(aside, mode, write); err != nil {
+	if err = fill(aside, mode, sync, write); err != nil {
 		return err
 	}
-	if err = os.Rename(aside, path); err != nil {
+	if err = os.Rename(aside, path); err != nil || !sync {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))
@@ -236,8 +244,8 @@ func lock(f *os.File, aside string) (ours bool, err error) {
 	return err == nil && os.SameFile(held, there), err
 }
 
-// fill has the file aside written, and safe on the disk.
-func fill(aside string, mode fs.FileMode, write func(*os.File) error) error {
+// fill has the file aside written, and safe on the disk if sync says so.
+func fill(aside string, mode fs.FileMode, sync bool, write func(*os.File) error) error {
 	out, err := os.OpenFile(aside, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
@@ -245,7 +253,7 @@ func fill(aside string, mode fs.FileMode, write func(*os.File) error) error {
 	if err = write(out); err == nil {
 		err = out.Chmod(mode)
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = out.Sync()
 	}
 	if cerr := out.Close(); err == nil {

@@ -89,7 +89,7 @@ func TestDamageIsNoticed(t *testing.T) {
 
 func TestFileOfAnotherKindOrVersionIsDamage(t *testing.T) {
 	f := testFile(t)
-	for _, other := range []File{{f.Path, "other", 3}, {f.Path, "test", 4}} {
+	for _, other := range []File{{Path: f.Path, Kind: "other", Version: 3}, {Path: f.Path, Kind: "test", Version: 4}} {
 		if err := other.Write(value{}); err != nil {
 			t.Fatal(err)
 		}

@@ -48,7 +48,7 @@ type File struct {
 }
 
 func (f *File) state() statefile.File {
-	return statefile.File{Path: f.Path, Kind: "attachments", Version: recordVersion}
+	return statefile.File{Path: f.Path, Kind: "attachments", Version: recordVersion, Volatile: true}
 }
 
 // Load reads the attachments of this boot.
