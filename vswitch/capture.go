@@ -147,9 +147,7 @@ func (c *Capture) Close() {
 		} else {
 			s.captures.Store(&rest)
 		}
-		for _, w := range s.workers {
-			w.do(func() {}) // past the batch in which it may still have seen c
-		}
+		s.Settle() // past the batches in which workers may still have seen c
 		close(c.ended)
 	}
 }

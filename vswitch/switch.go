@@ -101,6 +101,7 @@ type Switch struct {
 	mu     sync.Mutex
 	closed bool // guarded by mu, as is the writing of ports
 	held   bool // guarded by mu: no port is listened to yet
+	room   int  // guarded by mu: ports that every worker has room for
 }
 
 // New starts the workers of a switch without ports.
@@ -170,9 +171,17 @@ func (s *Switch) SetFacts(f Facts) {
 // decided. Whoever takes something away that a first packet could be given, an
 // endpoint say, settles before he looks for the flows that were given it: a
 // worker that had it just before has installed its flow by then.
-func (s *Switch) Settle() {
-	for _, w := range s.workers {
-		w.do(func() {})
+func (s *Switch) Settle() { s.do(func(*worker) {}) }
+
+// do has every worker run fn, each for itself and all at the same time, and waits for
+// them: as long as the slowest takes to wake up, rather than one after the other.
+func (s *Switch) do(fn func(*worker)) {
+	waits := make([]func(), len(s.workers))
+	for i, w := range s.workers {
+		waits[i] = w.begin(func() { fn(w) })
+	}
+	for _, wait := range waits {
+		wait()
 	}
 }
 
@@ -214,8 +223,9 @@ func (s *Switch) publish(c *PortConfig) (*port, error) {
 	}
 	p := newPort(uint32(id), c)
 	ports[id] = p
-	for _, w := range s.workers {
-		w.do(func() { w.makeRoom(len(ports)) })
+	if len(ports) > s.room { // for as many again: the next ones need not ask
+		s.room = 2 * len(ports)
+		s.do(func(w *worker) { w.makeRoom(s.room) })
 	}
 	s.ports.Store(&ports)
 	switch p.kind {
@@ -250,15 +260,13 @@ func (s *Switch) Start() error {
 
 // startPolling lets each worker wait on its queue. Callers hold mu.
 func (s *Switch) startPolling(p *port) error {
-	for i, w := range s.workers {
-		var err error
-		w.do(func() { err = w.poll(p, p.queues[i]) })
-		if err != nil {
-			s.withdraw(p)
-			return err
-		}
+	errs := make([]error, len(s.workers))
+	s.do(func(w *worker) { errs[w.id] = w.poll(p, p.queues[w.id]) })
+	err := errors.Join(errs...)
+	if err != nil {
+		s.withdraw(p)
 	}
-	return nil
+	return err
 }
 
 // withdraw takes a port from every worker: on return none uses it or its queues.
@@ -269,9 +277,7 @@ func (s *Switch) withdraw(p *port) {
 	s.gateway.CompareAndSwap(p, nil)
 	s.tunnel.CompareAndSwap(p, nil)
 	s.ports.Store(&ports)
-	for _, w := range s.workers {
-		w.do(func() { w.forget(p) })
-	}
+	s.do(func(w *worker) { w.forget(p) })
 }
 
 // RemovePort closes a port and its queues. When it returns, no frame enters or

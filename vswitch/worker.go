@@ -189,14 +189,15 @@ func (w *worker) flush(in *port) {
 
 // do runs fn on the worker's thread and waits for it. After the worker has
 // stopped it runs fn at once: nobody else touches the worker then.
-func (w *worker) do(fn func()) {
+func (w *worker) do(fn func()) { w.begin(fn)() }
+
+// begin is do that does not wait: what it returns does.
+func (w *worker) begin(fn func()) (wait func()) {
 	ran := make(chan struct{})
 	if !w.post(func() { fn(); close(ran) }) {
-		<-w.done
-		fn()
-		return
+		return func() { <-w.done; fn() }
 	}
-	<-ran
+	return func() { <-ran }
 }
 
 // post leaves fn in the mailbox, or reports that nobody will look at it any more. It
