@@ -33,15 +33,10 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 		return fmt.Errorf("%d queues for %s, want %d", len(fds), e.podName(), e.Queues)
 	}
 	before := e.Attachment
-	// The store keeps duplicates; the ones passed are the queues'.
-	if err := m.cfg.FDs.Put(e.storeName(), fds); err != nil {
-		closeAll(fds)
+	if err := m.open(e, fds, f); err != nil {
 		return err
 	}
-	if err := m.open(e, fds, f); err != nil {
-		return errors.Join(err, m.cfg.FDs.Remove(e.storeName()))
-	}
-	if err := m.save(); err != nil {
+	if err := m.keep(e, fds); err != nil {
 		err = errors.Join(err, m.detach(e))
 		e.Attachment = before
 		return err
@@ -51,6 +46,17 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 	}
 	m.cfg.Log.Info("pod attached", "pod", e.podName(), "port", e.Port, "addr", e.Addrs, "mac", e.MAC, "queues", len(fds), "features", f.String())
 	return nil
+}
+
+// keep has an open attachment outlive this process: its descriptors in the fd store, which
+// keeps duplicates, and its record in the file. Both wait for others, so they do it at the
+// same time. Of one without the other the next daemon makes nothing: without descriptors
+// an attachment waits for reattach, and descriptors without a record are nobody's.
+func (m *Manager) keep(e *entry, fds []int) error {
+	put := make(chan error, 1)
+	go func() { put <- m.cfg.FDs.Put(e.storeName(), fds) }()
+	err := m.save()
+	return errors.Join(<-put, err)
 }
 
 func (m *Manager) byToken(token string) *entry {
