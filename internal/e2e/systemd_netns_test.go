@@ -276,7 +276,8 @@ func TestUnderSystemd(t *testing.T) {
 	a.leftNothing(before)
 }
 
-// dataplane is the child of the unit's main process, by its number inside; 0: none runs.
+// dataplane is the child of the unit's main process, by its number inside; 0: there is
+// none, or a second is about to take its place.
 func (m *machine) dataplane() int {
 	m.c.t.Helper()
 	main := m.property("MainPID")
@@ -284,16 +285,20 @@ func (m *machine) dataplane() int {
 	if err != nil {
 		m.c.t.Fatal(err)
 	}
+	var found []int
 	for _, f := range children {
 		pids, _ := os.ReadFile(f)
 		for _, pid := range strings.Fields(string(pids)) {
 			args, _ := os.ReadFile(m.Path("/proc/" + pid + "/cmdline"))
 			if n, err := strconv.Atoi(pid); err == nil && strings.HasPrefix(string(args), "/usr/bin/vswitch\x00run\x00") {
-				return n
+				found = append(found, n)
 			}
 		}
 	}
-	return 0
+	if len(found) != 1 {
+		return 0
+	}
+	return found[0]
 }
 
 // confined looks at what systemd leaves to the daemon's processes.
