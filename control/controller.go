@@ -166,6 +166,19 @@ func (c *Controller) List(kind Kind) []Object {
 	return inOrder(objs)
 }
 
+// Kept are the objects of a kind as the set keeps them, in any order: for a source to go
+// on from. An EndpointSlice is a *Slice.
+func (c *Controller) Kept(kind Kind) []Object {
+	c.mu.Lock()
+	objs := c.objects.list(kind)
+	c.mu.Unlock()
+	out := make([]Object, len(objs))
+	for i, o := range objs {
+		out[i] = o.stored()
+	}
+	return out
+}
+
 // Names is the zone of the cluster as DNS asks it, from the objects as last seen. It
 // stays the same value, and may be used from any goroutine.
 func (c *Controller) Names() *Names { return c.names }

@@ -37,7 +37,8 @@ type Config struct {
 	// Names says that names of headless services are asked for here: their slices are
 	// read too.
 	Names bool
-	// Known are the objects of before this process. Nil: none.
+	// Known are the objects of before this process, EndpointSlices as *control.Slice. Nil:
+	// none.
 	Known func(control.Kind) []control.Object
 
 	Spread time.Duration // an Event is written within this; 5 s

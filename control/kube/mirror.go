@@ -51,7 +51,7 @@ func newMirror(s *Source, r resource) *mirror {
 	m := &mirror{s: s, resource: r, objs: map[control.Key]control.Object{}, gone: map[control.Key]uint64{}, doubted: map[control.Key]time.Time{}}
 	if s.cfg.Known != nil && r.kind != control.KindPod { // of this node's pods the node knows itself
 		for _, o := range s.cfg.Known(r.kind) {
-			m.objs[control.KeyOf(o)] = m.trim(o)
+			m.objs[control.KeyOf(o)] = o
 		}
 	}
 	return m

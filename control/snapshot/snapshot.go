@@ -17,6 +17,8 @@ import (
 	"iter"
 	"slices"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
+
 	"vswitch/control"
 	"vswitch/control/statefile"
 )
@@ -139,7 +141,8 @@ const journalLeast = 1 << 20 // bytes
 // again costs no more than it did.
 func (s *Snapshot) Long() bool { return s.since > max(s.whole, journalLeast) }
 
-// Load reads the snapshot; no objects and no error if there is none. A
+// Load reads the snapshot; no objects and no error if there is none. EndpointSlices come
+// as a set of objects keeps them, which is small. A
 // *statefile.DamagedError says that there was one and that the start is cold.
 func (s *Snapshot) Load() ([]control.Object, error) {
 	objs, err := s.load()
@@ -162,8 +165,8 @@ func (s *Snapshot) load() ([]control.Object, error) {
 		if objs[i], err = decode(r); err != nil {
 			return nil, fmt.Errorf("object %d: %w", i+1, err)
 		}
+		records[i] = record{} // all of them as text beside all of them as objects is much
 	}
-	records = nil
 	changes, err := s.journal.Read(sum)
 	if err != nil {
 		// What the journal said is not known, so what stands in the file may be wrong.
@@ -220,5 +223,9 @@ func decode(r record) (control.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return control.DecodeStored(kind, r.Object)
+	o, err := control.DecodeStored(kind, r.Object)
+	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
+		return control.NewSlice(s, true), err
+	}
+	return o, err
 }

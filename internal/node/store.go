@@ -49,7 +49,7 @@ func (n *node) openStore() error {
 func (n *node) openKubernetes() error {
 	s, err := kube.New(kube.Config{
 		Kubeconfig: n.cfg.Store.Kubeconfig, APIServer: n.cfg.Store.APIServer, Node: n.cfg.Node,
-		Names: len(n.cfg.DNS.Addrs) > 0, Known: n.controller.List, Log: n.log,
+		Names: len(n.cfg.DNS.Addrs) > 0, Known: n.controller.Kept, Log: n.log,
 	})
 	if err != nil {
 		return err
