@@ -15,6 +15,9 @@
 //	                                          keeps its state so, and one inside has
 //	                                          its own
 //
+// Where the directory itself can be written, as all can by the machine's root, what
+// was there is read-only: nothing that is written changes it.
+//
 // Directories are filled three levels deep, and unless they are crowded: a start
 // is to take milliseconds, whatever a machine has below /var/lib. RootlessKit's
 // --copy-up links what is on the first level, so that who starts an engine removes
@@ -94,6 +97,11 @@ func up(dir string, mode fs.FileMode) error {
 		return err
 	}
 	defer was.Close()
+	if unix.Access(dir, unix.W_OK) == nil {
+		if err := was.protect(); err != nil {
+			return err
+		}
+	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=%o", mode.Perm())); err != nil {
 		return fmt.Errorf("mount a file system of its own: %w", err)
 	}
@@ -118,6 +126,15 @@ func Take(path string) (Tree, error) {
 		return -1, &fs.PathError{Op: "open_tree", Path: path, Err: err}
 	}
 	return Tree(fd), nil
+}
+
+// protect makes it read-only.
+func (t Tree) protect() error {
+	err := unix.MountSetattr(int(t), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if err != nil {
+		return fmt.Errorf("make it read-only: %w", err)
+	}
+	return nil
 }
 
 // Put shows it at a path, once, where something is that it hides.

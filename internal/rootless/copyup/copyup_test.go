@@ -122,6 +122,45 @@ func TestWhatIsCopiedUpCanBeWritten(t *testing.T) {
 	}
 }
 
+func TestWhatCanBeWrittenIsProtected(t *testing.T) {
+	dir := namespaced(t, func(dir string) error { return write(dir, map[string]string{"open": ""}) })
+	if dir == "" {
+		return
+	}
+	dir = t.TempDir() // this one's own
+	large := strings.Repeat("x", smallBytes+1)
+	if err := write(dir, map[string]string{"large": large, "small": "as it was", "sub/file": ""}); err != nil {
+		t.Fatal(err)
+	}
+	was, err := Take(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer was.Close()
+	if err := Dirs([]string{dir}); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH) // or it could not be removed
+	for name, want := range map[string]error{"new": nil, "small": nil, "sub/file": nil, "sub/new": nil, "large": unix.EROFS, ".host/small": unix.EROFS} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("written"), 0o644); !errors.Is(err, want) {
+			t.Errorf("write %s: %v, want %v", name, err, want)
+		}
+	}
+	elsewhere := t.TempDir()
+	if err := was.Put(elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(elsewhere, unix.MNT_DETACH)
+	for name, want := range map[string]string{"large": large, "small": "as it was", "sub/file": ""} {
+		if got, err := os.ReadFile(filepath.Join(elsewhere, name)); err != nil || string(got) != want {
+			t.Errorf("%s was changed: %.40q, %v", name, got, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(elsewhere, "new")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was made is seen where it was not: %v", err)
+	}
+}
+
 func TestATreeIsShownWhereItIsPut(t *testing.T) {
 	dir := namespaced(t, func(dir string) error { return write(dir, map[string]string{"from/file": "text", "to/other": ""}) })
 	if dir == "" {

@@ -94,6 +94,11 @@ func (s *Setup) tellPodman() error {
 	return os.WriteFile(podmanConf, text.Bytes(), 0o644)
 }
 
+// hideSystemd removes what tells that systemd runs the machine (sd_booted(3)): it does,
+// and takes no orders from here, as engines would have it make their cgroups. It
+// stays where /run/systemd is a link, to what is not to be written.
+func hideSystemd() { _ = os.RemoveAll("/run/systemd/system") }
+
 // ownRuntimeDir gives the command a runtime directory (XDG base directories) that ends
 // with it: in the user's own, engines of root would leave what they don't know is gone.
 func ownRuntimeDir() error {

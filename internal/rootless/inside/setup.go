@@ -57,6 +57,7 @@ func (s *Setup) makeWritable() error {
 	if err := copyup.Dirs(slices.Concat(s.CopyUp, engineDirs)); err != nil {
 		return err
 	}
+	hideSystemd()
 	return errors.Join(s.tellPodman(), ownRuntimeDir())
 }
 
