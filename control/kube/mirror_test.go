@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	"pgregory.net/rapid"
@@ -231,4 +232,62 @@ func TestAnEmptyListIsDoubted(t *testing.T) {
 		m.Delete(serviceAt("b", 24, "10.96.0.1"))
 		step("deletions that were asked for", "[]")
 	})
+}
+
+// Slices are held as records of their own, for which all of the above is as true: what
+// says the same in another version is not told, what is of before is not heard, and what
+// was known before the start is not told again as long as it stays.
+func TestASliceIsToldWhenItSaysSomethingElse(t *testing.T) {
+	at := func(version uint64, addr string) *discoveryv1.EndpointSlice {
+		return &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "default", Name: "web-1", ResourceVersion: strconv.FormatUint(version, 10), Labels: map[string]string{discoveryv1.LabelServiceName: "web"},
+			},
+			AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{addr}}},
+		}
+	}
+	s, services, sink := newTold(t, func(k control.Kind) []control.Object {
+		if k == control.KindEndpointSlice {
+			return []control.Object{control.NewSlice(at(1, "192.0.2.1"), false)}
+		}
+		return nil
+	})
+	m := s.mirrors[control.KindEndpointSlice]
+	m.Replace([]any{at(2, "192.0.2.1")}, "2")
+	services.Replace(nil, "2")
+	key := control.KeyOf(at(1, ""))
+	for _, step := range []struct {
+		name string
+		do   func() error
+		want string // told; "gone"; empty: nothing
+	}{
+		{"the same in another version", func() error { return m.Add(at(5, "192.0.2.1")) }, ""},
+		{"another address", func() error { return m.Update(at(6, "192.0.2.2")) }, "192.0.2.2"},
+		{"that of before, late", func() error { return m.Update(at(5, "192.0.2.1")) }, ""},
+		{"a list with the same", func() error { return m.Replace([]any{at(7, "192.0.2.2")}, "8") }, ""},
+		{"a list with another", func() error { return m.Replace([]any{at(9, "192.0.2.3")}, "10") }, "192.0.2.3"},
+		{"a deletion of before the list", func() error { return m.Delete(at(8, "192.0.2.2")) }, ""},
+		{"a tombstone", func() error { return m.Delete(cache.DeletedFinalStateUnknown{Obj: at(11, "192.0.2.3")}) }, "gone"},
+		{"an event of before that", func() error { return m.Add(at(10, "192.0.2.3")) }, ""},
+	} {
+		unheard := control.NewSlice(at(0, "192.0.2.9"), false)
+		sink.objs[key] = unheard
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		switch o, ok := sink.objs[key].(*control.Slice); {
+		case !ok:
+			got = "gone"
+		case o != unheard:
+			got = o.Object().Endpoints[0].Addresses[0]
+		}
+		if got != step.want {
+			t.Errorf("%s: %q is told, want %q", step.name, got, step.want)
+		}
+	}
+	all, err := s.List(t.Context(), control.KindEndpointSlice)
+	if err != nil || len(all) != 0 {
+		t.Errorf("%v, %v is listed of what is gone", all, err)
+	}
 }
