@@ -12,6 +12,7 @@ import (
 
 	"vswitch/control"
 	"vswitch/control/ipam"
+	"vswitch/internal/fdstore"
 	"vswitch/vswitch"
 	"vswitch/vswitch/fib"
 	"vswitch/vswitch/frame"
@@ -115,4 +116,30 @@ func (q *queue) Transmit([]*frame.Frame)    {}
 func (q *queue) Close() error {
 	openQueues.Add(-1)
 	return unix.Close(q.fd)
+}
+
+// full is an fd store without room.
+type full struct {
+	fdstore.Store
+	err error
+}
+
+func (f full) Put(name string, fds []int) error {
+	if f.err != nil {
+		return f.err
+	}
+	return f.Store.Put(name, fds)
+}
+
+// failing are Records whose disk is broken.
+type failing struct {
+	Records
+	err error
+}
+
+func (f failing) Save(all []Attachment) error {
+	if f.err != nil {
+		return f.err
+	}
+	return f.Records.Save(all)
 }

@@ -280,7 +280,8 @@ func TestAttachRefusesAndTheTokenStaysGood(t *testing.T) {
 				return newQueue(fd), nil
 			}
 		},
-		"the disk": func(fail bool) { b.Manager.cfg.Records = failing{b.file, onlyIf(fail, broken)} },
+		"the disk":     func(fail bool) { b.Manager.cfg.Records = failing{b.file, onlyIf(fail, broken)} },
+		"the fd store": func(fail bool) { b.Manager.cfg.FDs = full{b.fds, onlyIf(fail, broken)} },
 	}
 	for what, set := range fail {
 		set(true)
@@ -292,6 +293,9 @@ func TestAttachRefusesAndTheTokenStaysGood(t *testing.T) {
 		}
 		if got, err := b.Get(a.Key); err != nil || got.Features != 0 || got.Problem != "" {
 			t.Errorf("%s fails: %+v, %v; want it as before", what, got, err)
+		}
+		if kept, err := b.file.Load(); err != nil || len(kept) != 0 {
+			t.Errorf("%s fails: %+v, %v is on record, want nothing", what, kept, err)
 		}
 		set(false)
 	}
@@ -591,17 +595,4 @@ func TestManyPodsAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	b.leaks()
-}
-
-// failing are Records whose disk is broken.
-type failing struct {
-	Records
-	err error
-}
-
-func (f failing) Save(all []Attachment) error {
-	if f.err != nil {
-		return f.err
-	}
-	return f.Records.Save(all)
 }

@@ -39,7 +39,7 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 	if err := m.keep(e, fds); err != nil {
 		err = errors.Join(err, m.detach(e))
 		e.Attachment = before
-		return err
+		return errors.Join(err, m.save()) // the record may be there, and the descriptors not
 	}
 	if before.State == Pending && m.cfg.Attached != nil {
 		m.cfg.Attached(time.Since(e.added))
