@@ -99,7 +99,7 @@ var only = []struct {
 	{from: "internal/rootless/slirp", to: []string{"internal/rootless/plan", "vswitch/frame"}, why: "two languages, which it speaks and nothing else"},
 	{from: "internal/rootless/plan", to: []string{"vswitch/frame"}, why: "what several processes are told"},
 	{
-		from: "internal/rootless/inside", to: []string{"internal/rootless/plan", "internal/rootless/copyup", "internal/netif", "internal/sockdiag", "internal/fdpass", "tap", "vswitch"},
+		from: "internal/rootless/inside", to: []string{"internal/rootless/plan", "internal/rootless/copyup", "internal/netif", "internal/sockdiag", "internal/fdpass", "internal/resident", "tap", "vswitch"},
 		why: "it does what needs privilege in the namespace, and no more",
 	},
 	{from: "internal/health", why: "it asks whoever starts it"},

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"vswitch/internal/resident"
 )
 
 // As the first process of a PID namespace this one stays, as its init: it waits for
@@ -30,6 +32,7 @@ func beInit(path string, command []string, started func()) (code int, err error)
 		return 0, &Error{fmt.Sprintf("%s: %v", path, err), codeNoExec}
 	}
 	started()
+	_ = resident.Trim() // it stays, and needs next to nothing
 	go func() {
 		for s := range signals {
 			if !FromTerminal(s) {
