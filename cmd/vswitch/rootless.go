@@ -67,10 +67,10 @@ func newRootlessRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG]...",
 		Short: "Run a command in user, mount and network namespaces with a network",
-		Long: `Run a command, a shell say, or with --engine podman, containerd or dockerd, in user,
-mount and network namespaces of its own. It is root there, and has an interface with addresses of both
-families, name servers and a way out: what it connects to is reached from this
-user's own network, by ordinary sockets.
+		Long: `Run a command, a shell say, or with --engine podman, containerd or dockerd, in
+user, mount and network namespaces of its own. It is root there, and has an interface
+with addresses of both families, name servers and a way out: what it connects to is
+reached from this user's own network, by ordinary sockets.
 
 Ports that its processes listen at are open on the host as long as they do; who
 connects is seen there with his own address. Processes that listen at 127.0.0.1

@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +114,8 @@ func (o *Own) Remove(ctx context.Context) error {
 	return RemoveTree(o.top)
 }
 
+const lookAgainMillis = 100
+
 // waitEmpty waits until no process is in a cgroup or below it.
 func waitEmpty(ctx context.Context, dir string) error {
 	f, err := os.Open(filepath.Join(dir, "cgroup.events"))
@@ -135,7 +136,7 @@ func waitEmpty(ctx context.Context, dir string) error {
 		}
 		// A change of this file is told as an exceptional condition; after this time it
 		// is looked at anyway, and at ctx.
-		unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, int(100*time.Millisecond/time.Millisecond))
+		unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, lookAgainMillis)
 	}
 }
 

@@ -42,9 +42,9 @@ type Message struct {
 type Setup struct {
 	// ResolvConf is what stands in /etc/resolv.conf; empty: what stands there anyway.
 	ResolvConf string `json:"resolvConf,omitempty"`
-	// Engine gives the command what container engines want: mounts that they make,
-	// directories that they write, and an init, as which this process stays. It is the first of a
-	// PID namespace then.
+	// Engine gives the command what container engines want: the kernel's file systems
+	// as they are in these namespaces, directories to write, and an init, as which this
+	// process stays. It is the first of a PID namespace then.
 	Engine bool `json:"engine,omitempty"`
 	// Cgroup says that the cgroup which this process is in is the namespace's own.
 	Cgroup bool `json:"cgroup,omitempty"`
