@@ -92,8 +92,8 @@ type saver struct {
 	next time.Time // not before
 
 	// Written by the saver's goroutine:
-	all     atomic.Bool  // the next save has to be of all objects
-	allNext atomic.Int64 // ns since 1970; no save of all objects before
+	all     atomic.Bool               // the next save has to be of all objects
+	allNext atomic.Pointer[time.Time] // no save of all objects before; it heeds no change of the clock
 }
 
 func (s *saver) start(keep LastGood, log *slog.Logger) {
@@ -103,6 +103,7 @@ func (s *saver) start(keep LastGood, log *slog.Logger) {
 	s.keep, s.log = keep, log
 	s.work, s.done = make(chan unsaved), make(chan struct{})
 	s.all.Store(true)
+	s.allNext.Store(&time.Time{})
 	go func() {
 		defer close(s.done)
 		all := map[Key]kept{}
@@ -121,13 +122,14 @@ func (s *saver) start(keep LastGood, log *slog.Logger) {
 // save writes what happened, or all objects.
 func (s *saver) save(u unsaved, all map[Key]kept) error {
 	began := time.Now()
-	due := u.listed || s.all.Load() || s.keep.Long() && began.UnixNano() >= s.allNext.Load()
+	due := u.listed || s.all.Load() || s.keep.Long() && !began.Before(*s.allNext.Load())
 	var err error
 	if due {
 		u = unsaved{} // a list is as large as what is kept of it
 		err = s.keep.Replace(ordered(all))
 		ended := time.Now()
-		s.allNext.Store(ended.Add(saveShare * ended.Sub(began)).UnixNano())
+		next := ended.Add(saveShare * ended.Sub(began))
+		s.allNext.Store(&next)
 	} else {
 		err = s.keep.Append(u.changes())
 	}
@@ -159,8 +161,8 @@ func (s *saver) offer(c *Controller, now time.Time) time.Time {
 	}
 	next := s.next
 	if c.unsaved.listed || s.all.Load() {
-		if all := time.Unix(0, s.allNext.Load()); all.After(next) {
-			next = all
+		if all := s.allNext.Load(); all.After(next) {
+			next = *all
 		}
 	}
 	if now.Before(next) {
