@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -72,6 +73,38 @@ func TestStaleRecordsGoOnceLocalStateIsLoaded(t *testing.T) {
 	second.LoadPods([]*corev1.Pod{pod("a", "stays"), pod("a", "more")})
 	watch.view.await(t, "the stale record to go", func(v *view) bool { return v.objs[goes] == nil && v.objs[stays] != nil })
 	second.view.await(t, "the node itself to forget it", func(v *view) bool { return v.objs[goes] == nil && v.objs[stays] != nil })
+}
+
+// Pods that come together take fewer transactions than there are of them, and more than
+// one transaction may hold; so do those that go together.
+func TestPodsThatComeTogetherAreWrittenTogether(t *testing.T) {
+	s := newServer(t)
+	watch, n := s.node("watch"), s.node("a")
+	const many = 3 * mostAtOnce
+	var keys []control.Key
+	for i := range many {
+		name := "p" + strconv.Itoa(i)
+		keys = append(keys, control.PodKey("a", "c-"+name, "eth0"))
+		n.PublishPod(pod("a", name))
+	}
+	watch.view.await(t, "all pods", has(keys...))
+	r, err := n.client.Get(s.context(), n.kindPrefix(control.KindPod)+"a/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	transactions := map[int64]bool{}
+	for _, kv := range r.Kvs {
+		transactions[kv.ModRevision] = true
+	}
+	if len(transactions) > many/4 || len(r.Kvs) != many {
+		t.Errorf("%d pods by %d transactions, want %d by far fewer", len(r.Kvs), len(transactions), many)
+	}
+	for _, k := range keys {
+		n.UnpublishPod(k)
+	}
+	watch.view.await(t, "all pods to go", func(v *view) bool {
+		return !slices.ContainsFunc(keys, func(k control.Key) bool { return v.objs[k] != nil })
+	})
 }
 
 // A store that lost everything is filled again by the nodes that run.
