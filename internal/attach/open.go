@@ -49,14 +49,15 @@ func (m *Manager) Attach(token string, f tap.Features, fds []int) error {
 }
 
 // keep has an open attachment outlive this process: its descriptors in the fd store, which
-// keeps duplicates, and its record in the file. Both wait for others, so they do it at the
-// same time. Of one without the other the next daemon makes nothing: without descriptors
-// an attachment waits for reattach, and descriptors without a record are nobody's.
+// keeps duplicates, and its record in the file. The record is written while the store, another
+// process as a rule, is waited for. Of one without the other the next daemon makes nothing:
+// without descriptors an attachment waits for reattach, and descriptors without a record are
+// nobody's.
 func (m *Manager) keep(e *entry, fds []int) error {
-	put := make(chan error, 1)
-	go func() { put <- m.cfg.FDs.Put(e.storeName(), fds) }()
-	err := m.save()
-	return errors.Join(<-put, err)
+	saved := make(chan error, 1)
+	go func() { saved <- m.save() }()
+	err := m.cfg.FDs.Put(e.storeName(), fds)
+	return errors.Join(err, <-saved)
 }
 
 func (m *Manager) byToken(token string) *entry {
