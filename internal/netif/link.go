@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Everything here runs inside the pod's namespace, on the thread of Namespace.Do.
+// Everything here runs inside the pod's namespace, on the thread of Namespace.Run.
 //
 // What a pod sees: one address of each family and no subnet, so every packet
 // goes to the gateway; the gateway's MAC is known for good, so it is never asked
