@@ -25,7 +25,7 @@ type node struct {
 	apiv1.UnimplementedNodeServer
 	add  func(*apiv1.AddPodRequest) (*apiv1.AddPodReply, error)
 	list *apiv1.ListAttachmentsReply
-	gc   *apiv1.GCRequest // the last one
+	gc   chan *apiv1.GCRequest // what came
 }
 
 func (n *node) AddPod(_ context.Context, r *apiv1.AddPodRequest) (*apiv1.AddPodReply, error) {
@@ -42,7 +42,7 @@ func (n *node) ListAttachments(context.Context, *apiv1.ListAttachmentsRequest) (
 }
 
 func (n *node) GC(_ context.Context, r *apiv1.GCRequest) (*apiv1.GCReply, error) {
-	n.gc = r
+	n.gc <- r
 	return &apiv1.GCReply{}, nil
 }
 
@@ -100,7 +100,7 @@ func TestACallIsWhatGRPCMakesOfIt(t *testing.T) {
 // Both ways beyond HTTP/2's first windows, 64 KiB.
 func TestLongMessagesPass(t *testing.T) {
 	const many = 20_000
-	n := &node{list: &apiv1.ListAttachmentsReply{}}
+	n := &node{list: &apiv1.ListAttachmentsReply{}, gc: make(chan *apiv1.GCRequest, 1)}
 	request := &api.GCRequest{Network: "net"}
 	for range many {
 		n.list.Attachments = append(n.list.Attachments, &apiv1.Attachment{Netns: strings.Repeat("n", 100)})
@@ -110,8 +110,11 @@ func TestLongMessagesPass(t *testing.T) {
 	if reply, err := client.ListAttachments(t.Context(), &api.ListAttachmentsRequest{}); err != nil || len(reply.Attachments) != many {
 		t.Errorf("%v; want a list of %d", err, many)
 	}
-	if _, err := client.GC(t.Context(), request); err != nil || len(n.gc.GetValid()) != many {
-		t.Errorf("%v; the daemon got %d, want %d", err, len(n.gc.GetValid()), many)
+	if _, err := client.GC(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-n.gc; len(got.GetValid()) != many {
+		t.Errorf("the daemon got %d, want %d", len(got.GetValid()), many)
 	}
 }
 
