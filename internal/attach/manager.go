@@ -110,8 +110,8 @@ func (m *Manager) Serve(l Leases) error {
 	return errors.Join(errs...)
 }
 
-// Restore opens again what the fd store kept, and returns every pod that has an
-// interface, for the cluster to be told.
+// Restore opens again what the fd store kept, has it let go of queues without a record,
+// and returns every pod that has an interface, for the cluster to be told.
 func (m *Manager) Restore() []Attachment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -131,7 +131,30 @@ func (m *Manager) Restore() []Attachment {
 			m.cfg.Log.Warn("pod not restored", "pod", e.podName(), "err", err)
 		}
 	}
+	if err := m.releaseStrays(); err != nil {
+		m.cfg.Log.Warn("queues of no pod are still kept", "err", err)
+	}
 	return m.list()
+}
+
+// releaseStrays takes queues out of the fd store that no record is of: a process that was
+// killed in the middle of Attach leaves such. They would keep the pod's namespace alive.
+func (m *Manager) releaseStrays() error {
+	names, err := m.cfg.FDs.Names()
+	if err != nil {
+		return err
+	}
+	known := make(map[string]bool, len(m.byKey))
+	for _, e := range m.byKey {
+		known[e.storeName()] = true
+	}
+	var errs []error
+	for _, name := range names {
+		if strings.HasPrefix(name, storePrefix) && !known[name] {
+			errs = append(errs, m.cfg.FDs.Remove(name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Add leases addresses for a new attachment, pending until its queues come. Errors:
@@ -312,8 +335,11 @@ func portName(a *Attachment) string {
 
 func (e *entry) podName() string { return e.Pod.Namespace + "/" + e.Pod.Name }
 
+// storePrefix begins the names of queues in the fd store.
+const storePrefix = "tap/"
+
 // storeName is the name of the queues in the fd store.
-func (e *entry) storeName() string { return "tap/" + e.ContainerID + "/" + e.Ifname }
+func (e *entry) storeName() string { return storePrefix + e.ContainerID + "/" + e.Ifname }
 
 // newToken is 128 random bits: who has it may hand in the queues.
 func newToken() string {

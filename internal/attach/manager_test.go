@@ -389,6 +389,17 @@ func TestRestartLeavesPodsDetachedAndReattachable(t *testing.T) {
 func TestRestartUnderAKeeperRestoresByItself(t *testing.T) {
 	b := newBench(t)
 	b.attach("c1")
+	// As a process leaves it that is killed between the store and the record.
+	stray, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stray.Close()
+	for _, name := range []string{"tap/c2/eth0", "udp/1"} {
+		if err := b.fds.Put(name, []int{int(stray.Fd())}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	b.ports.open = map[uint32]vswitch.PortConfig{} // the process is gone, the fd store is not
 	clear(b.routes)
 	clear(b.pods.published)
@@ -397,6 +408,9 @@ func TestRestartUnderAKeeperRestoresByItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Restore()
+	if names, err := b.fds.Names(); err != nil || !slices.Equal(names, []string{"tap/c1/eth0", "udp/1"}) {
+		t.Errorf("the fd store holds %v (%v), want the pod's queues and what is not a pod's", names, err)
+	}
 	if got := b.state("c1"); got != "attached" {
 		t.Errorf("%s, want attached", got)
 	}
