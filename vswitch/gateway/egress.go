@@ -71,20 +71,30 @@ func keyOf(id stack.TransportEndpointID) flow.Key {
 	}
 }
 
-// connect carries one connection from SYN to end, in a goroutine of its own that
-// the forwarder starts.
+// connect answers a SYN, in a goroutine of its own that the forwarder starts, and
+// carries the connection to its end or has others do so.
 func (g *Gateway) connect(r *tcp.ForwarderRequest) {
-	defer g.dials.Done()
 	k := keyOf(r.ID())
-	defer g.usage.release(&k)
-	if p := g.poolFor(&k); p != nil && p.proxy != nil {
+	ended := func() {
+		g.usage.release(&k)
+		g.dials.Done()
+	}
+	p := g.poolFor(&k)
+	switch {
+	case p != nil && p.proxy != nil:
+		defer ended()
 		g.proxyPod(r, &k, p)
-		return
-	}
-	if g.dns.serves(&k) {
+	case g.dns.serves(&k):
+		defer ended()
 		g.serveDNS(r, &k)
-		return
+	default:
+		g.connectOut(r, &k, ended)
 	}
+}
+
+// connectOut connects a pod with the host. It calls ended when the connection has
+// ended, or at once if there is none.
+func (g *Gateway) connectOut(r *tcp.ForwarderRequest, k *flow.Key, ended func()) {
 	host, err := g.dialHost(addrPort(&k.Dst, k.DstPort))
 	if err != nil {
 		if errors.Is(err, unix.ECONNREFUSED) {
@@ -93,6 +103,7 @@ func (g *Gateway) connect(r *tcp.ForwarderRequest) {
 			g.counters.egressFailed.Add(1)
 		}
 		r.Complete(true)
+		ended()
 		return
 	}
 	g.counters.egressDialed.Add(1)
@@ -101,23 +112,28 @@ func (g *Gateway) connect(r *tcp.ForwarderRequest) {
 	r.Complete(terr != nil)
 	if terr != nil {
 		g.counters.egressFailed.Add(1)
-		reset(host)
+		unix.Close(host) // marked: with a reset
+		ended()
 		return
 	}
-	g.usage.established(&k)
+	g.usage.established(k)
 	g.counters.egressOpen.Add(1)
-	defer g.counters.egressOpen.Add(-1)
-	(&splice{host: host, pod: newPodConn(ep, &wq), g: g}).run()
+	t := &talk{splice: splice{pod: newPodConn(ep, &wq), g: g}, q: g.queueOf(k), fd: host}
+	t.ended = func() {
+		g.counters.egressOpen.Add(-1)
+		ended()
+	}
+	t.begin()
 }
 
 // errForbidden says that pods may not go to an address.
 var errForbidden = errors.New("destination is not served")
 
-// dialHost connects from the host to where a pod's packets to dst go.
-func (g *Gateway) dialHost(dst netip.AddrPort) (hostConn, error) {
+// dialHost connects from the host to where a pod's packets to dst go. See connectHost.
+func (g *Gateway) dialHost(dst netip.AddrPort) (int, error) {
 	to, ok := g.policy.egressTCP(dst)
 	if !ok {
-		return nil, errForbidden
+		return -1, errForbidden
 	}
 	return connectHost(g.ctx, netip.AddrPortFrom(to, dst.Port()), g.cfg.DialTimeout)
 }

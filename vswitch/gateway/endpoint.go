@@ -104,7 +104,8 @@ func (c *podConn) tryWrite(b []byte) (int, error) {
 	sent := 0
 	for sent < len(b) {
 		r.Reset(b[sent:])
-		n, err := c.ep.Write(&r, tcpip.WriteOptions{})
+		// To copy little is not worth letting go of the connection's lock meanwhile.
+		n, err := c.ep.Write(&r, tcpip.WriteOptions{Atomic: len(b) <= largeBytes})
 		sent += int(n)
 		switch err.(type) {
 		case nil:

@@ -23,7 +23,9 @@
 //	listeners.go which of them are open at which address of the host
 //	listen.go    sockets that listen; healthcheck.go what load balancers ask
 //	ingress.go   TCP of the world to pods
-//	splice.go    two TCP connections joined
+//	queue.go     a worker's side: frames, and what it carries itself
+//	talk.go      a TCP connection of messages, carried by a worker
+//	splice.go    two TCP connections joined, carried by goroutines
 //	memory.go    what they may hold
 //	joins.go     how many datagrams the netstack joins from fragments
 //	dns.go       the node's own DNS server
@@ -63,6 +65,7 @@ type Gateway struct {
 	services  *services
 	usage     *usage
 	link      *link.Link
+	queues    []*Queue // of link
 	stack     *stack.Stack
 	refuser   *refuser
 	relay     *relay
@@ -111,8 +114,12 @@ func New(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
+	if err := g.openQueues(); err != nil {
+		g.closeQueues()
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
 	if g.stack, err = newStack(g.link); err != nil {
-		g.link.Close()
+		g.closeQueues()
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
@@ -125,6 +132,25 @@ func New(cfg Config) (*Gateway, error) {
 	g.startEgress()
 	g.janitor.Go(g.tidy)
 	return g, nil
+}
+
+func (g *Gateway) openQueues() error {
+	for i := range g.cfg.Queues {
+		q, err := newQueue(g.link.Queue(i))
+		if err != nil {
+			return fmt.Errorf("queue %d: %w", i, err)
+		}
+		g.queues = append(g.queues, q)
+	}
+	return nil
+}
+
+// closeQueues closes all queues of a gateway that no switch has got.
+func (g *Gateway) closeQueues() {
+	for _, q := range g.queues {
+		q.Close()
+	}
+	g.link.Close()
 }
 
 // tidy advances the clock, ends what is idle and tends the node ports.
@@ -169,7 +195,12 @@ func (g *Gateway) sweep(tick uint32) {
 
 // Queue is worker i's side of the gateway, 0 <= i < Config.Queues. The switch
 // closes it when it removes the port.
-func (g *Gateway) Queue(i int) *link.Queue { return g.link.Queue(i) }
+func (g *Gateway) Queue(i int) *Queue { return g.queues[i] }
+
+// queueOf is the queue that the netstack's packets of a pod's connection go through.
+func (g *Gateway) queueOf(k *flow.Key) *Queue {
+	return g.queues[g.link.QueueOf(tcpipAddr(&k.Dst), tcpipAddr(&k.Src), k.DstPort, k.SrcPort)]
+}
 
 // Pick chooses the endpoint for a new flow of a pod to a VIP or a node's address,
 // each that takes flows with equal probability unless the service has affinity. A

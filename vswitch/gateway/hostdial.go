@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostConn is a TCP connection of the host: one that a listener accepted
-// (*net.TCPConn), or one that connectHost made.
+// hostConn is a TCP connection of the host that goroutines may wait for: one that a
+// listener accepted (*net.TCPConn), or one that connectHost made (dialed).
 type hostConn interface {
 	syscall.Conn
 	SetDeadline(time.Time) error
@@ -53,20 +53,21 @@ func setLinger(fd, sec int) error {
 	return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &l)
 }
 
-// connectHost connects the host to an address and marks the connection (mark). Errors
+// connectHost connects the host to an address and marks the connection (mark). The
+// descriptor is the caller's, non-blocking, and not known to the Go runtime. Errors
 // are those of connect(2), os.ErrDeadlineExceeded after timeout or when ctx ends.
 //
 // It does what net.Dialer does, but asks whether the connection is there before it has
 // the runtime's poller wait: to an address of the host itself it is by the time that
 // connect(2) has returned.
-func connectHost(ctx context.Context, to netip.AddrPort, timeout time.Duration) (hostConn, error) {
+func connectHost(ctx context.Context, to netip.AddrPort, timeout time.Duration) (int, error) {
 	family := unix.AF_INET
 	if to.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return -1, os.NewSyscallError("socket", err)
 	}
 	setHostOptions(fd)
 	sa := sockaddrOf(to)
@@ -74,26 +75,28 @@ func connectHost(ctx context.Context, to netip.AddrPort, timeout time.Duration) 
 	if !done && err == nil {
 		done, err = connected(fd, sa)
 	}
-	if err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("connect", err)
+	if !done && err == nil {
+		err = await(ctx, fd, sa, timeout)
 	}
-	d := dialed{os.NewFile(uintptr(fd), "tcp "+to.String())}
-	if !done {
-		err = d.await(ctx, sa, timeout)
-	}
-	if err == nil && d.toItself(to) {
+	if err == nil && toItself(fd, to) {
 		err = unix.ECONNREFUSED
 	}
 	if err != nil {
-		d.Close()
-		return nil, os.NewSyscallError("connect", err)
+		unix.Close(fd)
+		return -1, os.NewSyscallError("connect", err)
 	}
-	return d, nil
+	return fd, nil
 }
 
-// await waits until a connection is there.
-func (d dialed) await(ctx context.Context, to unix.Sockaddr, timeout time.Duration) error {
+// await waits until a connection is there: by a duplicate, since the runtime's poller
+// lets go of a descriptor only when that is closed.
+func await(ctx context.Context, fd int, to unix.Sockaddr, timeout time.Duration) error {
+	twin, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	d := os.NewFile(uintptr(twin), "tcp")
+	defer d.Close()
 	raw, err := d.SyscallConn()
 	if err != nil {
 		return err
@@ -106,10 +109,7 @@ func (d dialed) await(ctx context.Context, to unix.Sockaddr, timeout time.Durati
 		done, err = connected(int(fd), to)
 		return done || err != nil
 	})
-	if err = errors.Join(err, werr); err != nil {
-		return err
-	}
-	return d.SetWriteDeadline(time.Time{})
+	return errors.Join(err, werr)
 }
 
 // connected begins a connection, or asks again for one that is under way: whether it is
@@ -127,13 +127,9 @@ func connected(fd int, to unix.Sockaddr) (bool, error) {
 
 // toItself reports whether a socket has met itself: where nobody listens at a port of
 // this host that the kernel gives to clients, it may choose the same for the client.
-func (d dialed) toItself(to netip.AddrPort) (same bool) {
-	d.control(func(fd int) error {
-		at, err := unix.Getsockname(fd)
-		same = err == nil && addrPortOf(at) == to
-		return err
-	})
-	return same
+func toItself(fd int, to netip.AddrPort) bool {
+	at, err := unix.Getsockname(fd)
+	return err == nil && addrPortOf(at) == to
 }
 
 // setHostOptions gives a socket what net gives its own: keep-alive, no delay. It is

@@ -16,11 +16,13 @@ import (
 // connectTo is connectHost to a listener on loopback.
 func connectTo(t *testing.T, l net.Listener) (hostConn, error) {
 	t.Helper()
-	c, err := connectHost(soon(t), l.Addr().(*net.TCPAddr).AddrPort(), time.Second)
-	if err == nil {
-		t.Cleanup(func() { c.Close() })
+	fd, err := connectHost(soon(t), l.Addr().(*net.TCPAddr).AddrPort(), time.Second)
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	c := dialed{os.NewFile(uintptr(fd), "tcp")}
+	t.Cleanup(func() { c.Close() })
+	return c, nil
 }
 
 func TestConnectHost(t *testing.T) {
@@ -93,7 +95,7 @@ func TestConnectHostWaits(t *testing.T) {
 		if err != nil || full > 10 {
 			t.Fatalf("connection %d to a listener that accepts none: %v, want %v", full, err, os.ErrDeadlineExceeded)
 		}
-		defer c.Close()
+		defer unix.Close(c)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(10*time.Millisecond, cancel)
@@ -111,7 +113,7 @@ func TestConnectHostWaits(t *testing.T) {
 	if err != nil {
 		t.Fatalf("connect when there is room again: %v", err)
 	}
-	c.Close()
+	unix.Close(c)
 }
 
 func TestASocketThatMetItself(t *testing.T) {
@@ -119,8 +121,7 @@ func TestASocketThatMetItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := dialed{os.NewFile(uintptr(fd), "itself")}
-	defer d.Close()
+	defer unix.Close(fd)
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err)
 	}
@@ -132,10 +133,10 @@ func TestASocketThatMetItself(t *testing.T) {
 	if done, err := connected(fd, sa); !done || err != nil {
 		t.Fatalf("connect to itself: %v, %v", done, err)
 	}
-	if !d.toItself(addrPortOf(sa)) {
+	if !toItself(fd, addrPortOf(sa)) {
 		t.Error("it isn't noticed")
 	}
-	if d.toItself(netip.MustParseAddrPort("127.0.0.1:1")) {
+	if toItself(fd, netip.MustParseAddrPort("127.0.0.1:1")) {
 		t.Error("it is noticed where it isn't so")
 	}
 }

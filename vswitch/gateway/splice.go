@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,17 +27,23 @@ const resetGrace = time.Second
 // TCP's do; a reset on either side resets the other. A buffer is held only while
 // bytes are in it, so that thousands of idle connections cost no buffers, and those
 // that stall keep within an allowance.
+//
+// One that begins as a talk has no host until goroutines carry it.
 type splice struct {
-	host hostConn
-	pod  *podConn
-	g    *Gateway
-	to   backend // zero: no service's
+	pod *podConn
+	g   *Gateway
+	to  backend // zero: no service's
+
+	mu   sync.Mutex
+	host hostConn // guarded by mu as long as it is nil
 
 	hostMoved, podMoved *atomic.Uint64 // bytes from each side; nil: nobody asks
 
 	allowed *allowance
 	used    atomic.Uint32 // tick of the last byte
 	halves  atomic.Int32  // directions that have ended
+
+	hostEnded, podEnded bool // a direction had ended before goroutines carried it
 }
 
 // run moves bytes until both directions have ended. It closes both connections.
@@ -58,10 +65,31 @@ func (s *splice) join() {
 		s.abort()
 		return
 	}
+	s.carry(nil, nil)
+}
+
+// stream is run for a connection that was a talk: fd is the host's side, toPod and toHost
+// have been read from the other side already.
+func (s *splice) stream(fd int, toPod, toHost []byte) {
+	s.mu.Lock()
+	s.host = dialed{os.NewFile(uintptr(fd), "stream")}
+	s.mu.Unlock()
+	defer s.allowed.close()
+	s.carry(toPod, toHost)
+	s.pod.close()
+	finish(s.host)
+}
+
+// carry moves bytes until both directions have ended, beginning with those given.
+func (s *splice) carry(toPod, toHost []byte) {
 	broken := s.pod.onReset(func() { s.host.SetDeadline(time.Now().Add(resetGrace)) })
 	var up sync.WaitGroup
-	up.Go(func() { s.end(s.toHost()) })
-	s.end(s.toPod())
+	if !s.podEnded {
+		up.Go(func() { s.end(s.toHost(toHost)) })
+	}
+	if !s.hostEnded {
+		s.end(s.toPod(toPod))
+	}
 	up.Wait()
 	broken.stop()
 	s.g.connections.remove(s)
@@ -74,20 +102,28 @@ func (s *splice) end(err error) {
 	s.halves.Add(1)
 }
 
-// abort resets both sides.
+// abort resets both sides, of a talk the pod's, by which its worker learns of it.
 func (s *splice) abort() {
 	s.pod.abort()
-	reset(s.host)
+	s.mu.Lock()
+	host := s.host
+	s.mu.Unlock()
+	if host != nil {
+		reset(host)
+	}
 }
 
-// toPod copies what the host side sends.
-func (s *splice) toPod() error {
+// toPod copies what the host side sends, after first.
+func (s *splice) toPod(first []byte) error {
 	raw, err := s.host.SyscallConn()
 	if err != nil {
 		return err
 	}
 	w := s.pod.watch(waiter.WritableEvents)
 	defer w.stop()
+	if err := s.pod.write(first, w); err != nil {
+		return err
+	}
 	for {
 		var buf *[spliceBytes]byte
 		var n int
@@ -143,10 +179,13 @@ func readFD(fd int, b []byte) (int, error) {
 	}
 }
 
-// toHost copies what the pod sends.
-func (s *splice) toHost() error {
+// toHost copies what the pod sends, after first.
+func (s *splice) toHost(first []byte) error {
 	raw, err := s.host.SyscallConn()
 	if err != nil {
+		return err
+	}
+	if _, err := writeHost(raw, first, true); err != nil {
 		return err
 	}
 	w := s.pod.watch(waiter.ReadableEvents)

@@ -15,7 +15,6 @@ import (
 	"vswitch/internal/wire"
 	"vswitch/vswitch/drop"
 	"vswitch/vswitch/frame"
-	"vswitch/vswitch/gateway/link"
 )
 
 // queue is what a frame goes through: vswitch.Queue.
@@ -30,7 +29,7 @@ type queue interface {
 // others to the gateway.
 type Net struct {
 	t       testing.TB
-	gateway []*link.Queue
+	gateway []queue
 	wake    int // eventfd: the set of pods has changed, or the net stops
 	stop    atomic.Bool
 	done    sync.WaitGroup
@@ -43,7 +42,7 @@ type Net struct {
 
 // New carries frames for the queues of a gateway until the test ends; it closes
 // them.
-func New(t testing.TB, gateway ...*link.Queue) *Net {
+func New(t testing.TB, gateway ...queue) *Net {
 	t.Helper()
 	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
@@ -55,13 +54,19 @@ func New(t testing.TB, gateway ...*link.Queue) *Net {
 	return n
 }
 
-func (n *Net) close() {
+// Stop carries no more frames and closes the gateway's queues, as a switch does that
+// removes a port. It may be called twice.
+func (n *Net) Stop() {
 	n.stop.Store(true)
 	n.poke()
 	n.done.Wait()
 	for _, q := range n.gateway {
 		q.Close()
 	}
+}
+
+func (n *Net) close() {
+	n.Stop()
 	for _, p := range n.pods {
 		p.close()
 	}

@@ -115,32 +115,54 @@ func (l *Link) WriteIP(ip []byte) bool {
 
 // write puts a packet into the ring of its flow's queue, taking a reference.
 func (l *Link) write(pkt *stack.PacketBuffer) bool {
-	i := uint32(0)
+	i := 0
 	if len(l.queues) > 1 {
-		i = uint32(uint64(flowHash(pkt)) * uint64(len(l.queues)) >> 32)
+		i = l.queueFor(flowHash(pkt))
 	}
 	return l.queues[i].ring.push(pkt)
 }
 
-// flowHash is the hash the netstack gave the flow, or one over the addresses:
-// equal for all packets of a flow, which is what keeps them in order.
+func (l *Link) queueFor(hash uint32) int {
+	return int(uint64(hash) * uint64(len(l.queues)) >> 32)
+}
+
+// QueueOf is the queue that the netstack's TCP packets from src to dst go through.
+func (l *Link) QueueOf(src, dst tcpip.Address, srcPort, dstPort uint16) int {
+	h := mixAll(mixAll(0, src.AsSlice()), dst.AsSlice())
+	return l.queueFor(mix(h, uint32(srcPort)<<16|uint32(dstPort)))
+}
+
+// flowHash is equal for all packets of a flow, which is what keeps them in order. It is
+// made of addresses and ports for TCP, as in QueueOf; for all else it is the hash
+// that comes with the packet, or one over the addresses.
 func flowHash(pkt *stack.PacketBuffer) uint32 {
-	if pkt.Hash != 0 {
+	ports := pkt.TransportHeader().Slice()
+	isTCP := pkt.TransportProtocolNumber == header.TCPProtocolNumber && len(ports) >= 4
+	if pkt.Hash != 0 && !isTCP {
 		return pkt.Hash
 	}
-	var addrs []byte
+	var h uint32
 	switch ip := pkt.NetworkHeader().Slice(); {
 	case len(ip) >= wire.IPv6Bytes && pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber:
-		addrs = ip[8:40]
+		h = mixAll(h, ip[8:40])
 	case len(ip) >= wire.IPv4Bytes:
-		addrs = ip[12:20]
+		h = mixAll(h, ip[12:20])
 	}
-	var h uint32
-	for ; len(addrs) >= 4; addrs = addrs[4:] {
-		h = (h ^ binary.LittleEndian.Uint32(addrs)) * 0x9e3779b1 // Knuth's multiplicative hash, 2^32/phi
+	if isTCP {
+		h = mixAll(h, ports[:4])
 	}
 	return h
 }
+
+func mixAll(h uint32, b []byte) uint32 {
+	for ; len(b) >= 4; b = b[4:] {
+		h = mix(h, binary.BigEndian.Uint32(b))
+	}
+	return h
+}
+
+// mix is Knuth's multiplicative hash, by 2^32/phi.
+func mix(h, word uint32) uint32 { return (h ^ word) * 0x9e3779b1 }
 
 // endpoint is one interface as the netstack sees it.
 type endpoint struct {
