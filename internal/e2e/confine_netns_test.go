@@ -33,7 +33,7 @@ var wantLeft = map[string]left{
 	"keeper": {
 		// CAP_NET_BIND_SERVICE is bit 10.
 		status: "CapInh=0 CapPrm=400 CapEff=400 CapBnd=0 CapAmb=0 NoNewPrivs=1 Seccomp=2 Seccomp_filters=1",
-		kinds:  []string{"/dev/net/tun", "affinity", "cgroup", "eventfd", "eventpoll", "flows", "log", "pidfd", "pipe", "socket"},
+		kinds:  []string{"/dev/net/tun", "affinity", "cgroup", "eventfd", "eventpoll", "flows", "log", "oom_score_adj", "pidfd", "pipe", "socket"},
 	},
 	"dataplane": {
 		status: "CapInh=0 CapPrm=0 CapEff=0 CapBnd=0 CapAmb=0 NoNewPrivs=1 Seccomp=2 Seccomp_filters=2",
@@ -102,6 +102,8 @@ func kindsOf(pid int, n *lab.Node) ([]string, error) {
 			continue
 		case in("/sys/fs/cgroup"): // the Go runtime's, to know its share of the processors
 			kind = "cgroup"
+		case to == fmt.Sprintf("/proc/%d/oom_score_adj", pid): // opened before it was confined
+			kind = "oom_score_adj"
 		case in(filepath.Join(n.StateDir(), "store")):
 			kind = "state/store"
 		case in(n.StateDir()):
