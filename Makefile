@@ -10,7 +10,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARIES := vswitch vswitch-cni vswitch-bench vswitch-demo
 
 # gcc is for the race detector alone: the binaries are built without cgo.
-TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool uidmap podman runc slirp4netns systemd busybox-static gcc libc6-dev
+TEST_PACKAGES  := iperf3 iputils-ping curl tcpdump nftables ethtool uidmap podman crun runc containerd rootlesskit slirp4netns systemd busybox-static gcc libc6-dev
 BENCH_PACKAGES := iperf3 sockperf openvswitch-switch passt slirp4netns nftables ethtool containernetworking-plugins
 # A package's version begins with a digit and sorts; a tree without tags has its count of commits.
 PACKAGE_VERSION := $(shell git describe --tags 2>/dev/null | sed -n 's/^v\([0-9]\)/\1/p' | grep . || echo "0.0.0+$$(git rev-list --count HEAD).$$(git rev-parse --short HEAD)")
