@@ -250,10 +250,9 @@ func (o *opened) closeExcept(keep ...networkKey) {
 type network struct {
 	lab *lab.Lab // nil where there is nothing but code
 	endpoints
-	daemon     *lab.Process // of an idle node
-	node       *lab.Node    // whose daemon can be restarted, or on which pods are made
-	pod        lab.PodSpec  // as pods are made
-	kubernetes *kubernetes  // the cluster that its node is of
+	node       *lab.Node   // whose daemon is looked at or restarted, or on which pods are made
+	pod        lab.PodSpec // as pods are made
+	kubernetes *kubernetes // the cluster that its node is of
 	// restless uses CPU without traffic, and so is stopped while others are measured.
 	restless *lab.Process
 	tcpOnly  bool // the server can't be reached by UDP

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,27 +17,22 @@ import (
 
 // idle measures what the daemon uses while nothing happens, the store's process apart.
 func idle(ctx context.Context, _ *Load, n *network, d time.Duration, _ string) (measurement, error) {
-	// The daemon's child does its work, and that one's child is the store.
-	keeper := n.daemon.Pid()
-	dataplane, err := childrenOf(keeper)
+	keeper := n.node.Daemon().Pid()
+	dataplane, err := n.node.Dataplane()
 	if err != nil {
 		return measurement{}, err
 	}
-	var store []int
-	for _, pid := range dataplane {
-		children, err := childrenOf(pid)
-		if err != nil {
-			return measurement{}, err
-		}
-		store = append(store, children...)
+	store, err := childrenOf(keeper)
+	if err != nil {
+		return measurement{}, err
 	}
-	if len(dataplane) == 0 || len(store) == 0 {
-		return measurement{}, fmt.Errorf("daemon %d has %d children and %d of theirs, want a dataplane and a store", keeper, len(dataplane), len(store))
+	if store = slices.DeleteFunc(store, func(pid int) bool { return pid == dataplane }); len(store) == 0 {
+		return measurement{}, fmt.Errorf("daemon %d has no child but the dataplane, want an embedded store", keeper)
 	}
 	sides := []struct {
 		prefix string
 		pids   []int
-	}{{"", append(dataplane, keeper)}, {"store-", store}}
+	}{{"", []int{keeper, dataplane}}, {"store-", store}}
 	used := func() (cpu [2]time.Duration, err error) {
 		for i, s := range sides {
 			for _, pid := range s.pids {

@@ -24,7 +24,7 @@ func openVswitch(ctx context.Context, l *lab.Lab, k networkKey) (*network, error
 	if err != nil {
 		return nil, err
 	}
-	n := &network{daemon: nodes[0].Daemon(), node: nodes[0]}
+	n := &network{node: nodes[0]}
 	n.dropped = func(ctx context.Context) (map[string]uint64, error) { return vswitchDrops(ctx, nodes) }
 	if k.topology == Attach {
 		return n, nil
